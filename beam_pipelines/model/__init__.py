@@ -1,0 +1,1 @@
+"""What flows: schemas, batches, the time rule, windows, tables."""
