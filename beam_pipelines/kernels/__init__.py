@@ -1,0 +1,1 @@
+"""Columnar functions: pure, no Beam in them."""

@@ -1,0 +1,71 @@
+"""Columns as NumPy arrays, and rows divided by key."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from beam_pipelines.kernels.hashing import hash_strings
+
+
+def micros(column: pa.Array) -> np.ndarray:
+    """View a timestamp[us] or int64 array as int64, without a copy; nulls hold any value."""
+    data = column.buffers()[1]
+    if data is None:
+        return np.zeros(len(column), np.int64)
+    return np.frombuffer(data, np.int64)[column.offset : column.offset + len(column)]
+
+
+def hashes(column: pa.Array) -> np.ndarray:
+    """View a uint64 array, without a copy."""
+    return micros(column).view(np.uint64)
+
+
+def hashes_of(column: pa.Array) -> np.ndarray:
+    """Return a uint64 hash of each value: of its text, or the value if it is a hash itself."""
+    if pa.types.is_uint64(column.type):
+        return hashes(column)
+    if not (pa.types.is_string(column.type) or pa.types.is_binary(column.type)):
+        column = column.cast(pa.string())
+    return hash_strings(column)
+
+
+def timestamps(values: np.ndarray) -> pa.Array:
+    """Make a timestamp[us, UTC] array from int64 µs."""
+    return pa.array(values, pa.int64()).view(pa.timestamp("us", tz="UTC"))
+
+
+def floored(values: np.ndarray, step: int) -> np.ndarray:
+    """Round int64 down to multiples of a step, also below zero."""
+    return values // step * step
+
+
+def shards_of(values: np.ndarray, shards: int) -> np.ndarray:
+    """Choose a shard for each hash from its high bits; tables use the low ones."""
+    return (values >> np.uint64(40)) % np.uint64(shards)
+
+
+def divided(rows: pa.RecordBatch, keys: np.ndarray) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Divide rows by an integer key, keeping their order within each.
+
+    Args:
+      rows: Any batch.
+      keys: Integers, one per row.
+
+    Yields:
+      (key, its rows), by ascending key.
+    """
+    if len(keys) == 0:
+        return
+    low, high = keys.min(), keys.max()
+    if low == high:
+        yield int(low), rows
+        return
+    # A stable sort of 16 bits is a radix sort; of 64 bits it is ten times slower.
+    narrow = (keys - low).astype(np.uint16) if high - low < 1 << 16 else keys
+    order = np.argsort(narrow, kind="stable")
+    keys = keys[order]
+    starts = np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1, [len(keys)]])
+    taken = rows.take(pa.array(order))
+    for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        yield int(keys[start]), taken.slice(start, end - start)
