@@ -1,0 +1,1 @@
+"""PTransforms over batches of columns."""

@@ -1,0 +1,178 @@
+"""First sights."""
+
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.coders import BytesCoder
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import (
+    BagStateSpec,
+    ReadModifyWriteStateSpec,
+    TimerSpec,
+    on_timer,
+)
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.typehints import typehints
+from apache_beam.utils.timestamp import Timestamp
+
+from beam_pipelines.kernels.columns import divided, hashes_of, micros, shards_of
+from beam_pipelines.kernels.hashing import hash_with
+from beam_pipelines.kernels.seen import SeenTable
+from beam_pipelines.model.batches import Rows, schema_of
+from beam_pipelines.model.records import EVENT_TIME
+from beam_pipelines.model.time_rule import SLACK_S
+from beam_pipelines.telemetry import Counter
+from beam_pipelines.transforms.aggregate import SHARDS
+from beam_pipelines.transforms.gather import require_global_window
+from beam_pipelines.transforms.journal import Journal
+
+BUCKET_S = 300
+"""Seconds of event time whose ids are kept and forgotten together."""
+
+_SECOND_US = 1_000_000
+
+
+@dataclass
+class Deduplicate(beam.PTransform):
+    """Let the first row of each identity pass.
+
+    Input: batches with `event_time` and column `by`, in the global window.
+    Output: batches of the same schema without the rows whose identity was seen before:
+    equal `by` and equal `event_time`. Of rows that arrive together the first one stays.
+
+    Exact while copies arrive within the allowance: on endless input the ids of a bucket
+    (`BUCKET_S` of event time) are kept until the watermark is `allowed_lateness_s` and
+    `SLACK_S` past its end. A later copy would have been too late for any table. On
+    bounded input all are kept until the end.
+
+    Identities are compared by a 64-bit hash: of a billion rows within the horizon, two
+    different ones share a hash with a chance of 3 %.
+
+    Args:
+      by: Column that, with the event time, identifies a row; a uint64 column is taken as
+        the hash itself. Rows in which it is null share one identity per event time.
+      allowed_lateness_s: Seconds behind the watermark that a row still counts.
+      shards: Parts that the ids are divided into.
+
+    Raises:
+      ValueError: a column is missing, or the batches were windowed.
+    """
+
+    by: str
+    allowed_lateness_s: int = 120
+    shards: int = SHARDS
+
+    def expand(self, batches: beam.PCollection) -> beam.PCollection:
+        schema_of(batches, EVENT_TIME, self.by)
+        require_global_window(batches, "Deduplicate")
+        batch = batches.element_type
+        keyed = typehints.Tuple[typehints.Tuple[int, int], batch]
+        return (
+            batches
+            | "By identity"
+            >> beam.ParDo(
+                _ByIdentityFn(self.by, self.shards, batches.is_bounded)
+            ).with_output_types(keyed)
+            | "First sights"
+            >> beam.ParDo(
+                _FirstSightsFn(self.by, self.allowed_lateness_s, batches.is_bounded)
+            ).with_output_types(batch)
+        )
+
+
+def _identities(rows: pa.RecordBatch, by: str) -> np.ndarray:
+    if pa.types.is_uint64(rows.schema.field(by).type):
+        return hashes_of(rows[by])
+    return hash_with(hashes_of(rows[by]), micros(rows[EVENT_TIME]))
+
+
+class _ByIdentityFn(beam.DoFn):
+    """Keys rows by (shard of the identity, bucket of the event time).
+
+    The bucket only serves to forget: bounded input has a single one, so its cost doesn't
+    follow the calendar.
+    """
+
+    def __init__(self, by: str, shards: int, bounded: bool) -> None:
+        self.by = by
+        self.shards = shards
+        self.bounded = bounded
+
+    def process(self, rows: Rows) -> Iterator:
+        keys = shards_of(_identities(rows, self.by), self.shards).astype(np.int64)
+        if not self.bounded:
+            keys += micros(rows[EVENT_TIME]) // (BUCKET_S * _SECOND_US) * self.shards
+        for key, part in divided(rows, keys):
+            bucket, shard = divmod(key, self.shards)
+            yield (shard, bucket), part
+
+
+class _FirstSightsFn(beam.DoFn):
+    PAGES = BagStateSpec("pages", BytesCoder())
+    TOKEN = ReadModifyWriteStateSpec("token", BytesCoder())
+    FORGET = TimerSpec("forget", TimeDomain.WATERMARK)
+
+    def __init__(self, by: str, allowed_lateness_s: int, bounded: bool) -> None:
+        self.by = by
+        self.kept_s = allowed_lateness_s + SLACK_S
+        self.bounded = bounded
+        self.stage = f"dedupe-{uuid.uuid4()}"
+        self.accepted = Counter("accepted")
+        self.duplicate = Counter("duplicate")
+
+    def setup(self) -> None:
+        self.journal = Journal(self.stage, _seen_table)
+
+    def start_bundle(self) -> None:
+        self.journal.start_bundle()
+
+    def process(
+        self,
+        element: tuple[tuple[int, int], Rows],
+        pages: Any = beam.DoFn.StateParam(PAGES),
+        token: Any = beam.DoFn.StateParam(TOKEN),
+        forget: Any = beam.DoFn.TimerParam(FORGET),
+    ) -> Iterator[Rows]:
+        key, rows = element
+        if len(rows) == 0:
+            return
+        ids = _identities(rows, self.by)
+        table = self.journal.table(key, pages, token)
+        if len(table) == 0:
+            forget.set(self._forgotten_at(key[1]))
+        first = table.add(ids)
+        passed = int(first.sum())
+        self.accepted.inc(passed)
+        self.duplicate.inc(len(rows) - passed)
+        if passed:
+            self.journal.append(key, ids[first].tobytes(), pages, token)
+            yield rows if passed == len(rows) else rows.filter(pa.array(first))
+
+    @on_timer(FORGET)
+    def forget(
+        self,
+        key: Any = beam.DoFn.KeyParam,
+        pages: Any = beam.DoFn.StateParam(PAGES),
+        token: Any = beam.DoFn.StateParam(TOKEN),
+    ) -> None:
+        self.journal.clear(key, pages, token)
+
+    def finish_bundle(self) -> None:
+        self.journal.finish_bundle()
+
+    def _forgotten_at(self, bucket: int) -> Timestamp:
+        if self.bounded:
+            return GlobalWindow().max_timestamp()
+        return Timestamp((bucket + 1) * BUCKET_S + self.kept_s)
+
+
+def _seen_table(pages: Iterable[bytes]) -> SeenTable:
+    table = SeenTable()
+    for page in pages:
+        table.add(np.frombuffer(page, np.uint64))
+    return table

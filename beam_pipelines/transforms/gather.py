@@ -1,0 +1,75 @@
+"""Small batches are gathered within a bundle, so that columnar work pays."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.transforms.window import GlobalWindow, GlobalWindows
+from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.windowed_value import WindowedValue
+
+from beam_pipelines.model.batches import Rows, concatenated
+
+GATHERED_ROWS = 1 << 16
+"""Rows taken together, where a bundle has them."""
+
+
+def require_global_window(batches: beam.PCollection, what: str) -> None:
+    """Refuse batches that were windowed: a batch has one timestamp, its rows have many.
+
+    Raises:
+      ValueError: there is a WindowInto before.
+    """
+    if not isinstance(batches.windowing.windowfn, GlobalWindows):
+        raise ValueError(
+            f"{what} windows rows by their own event_time; remove the WindowInto before it, "
+            "which put every row into the window of its batch's timestamp"
+        )
+
+
+class GatheringFn(beam.DoFn):
+    """Hands `work` the columns of several batches at once.
+
+    Nothing outlives the bundle, and an output's timestamp is up to `work`, which is told
+    the earliest of the batches'.
+    """
+
+    def __init__(self, columns: tuple[str, ...]) -> None:
+        self.columns = columns
+
+    def start_bundle(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._batches: list[pa.RecordBatch] = []
+        self._rows = 0
+        self._earliest: Timestamp | None = None
+
+    def process(
+        self, batch: Rows, timestamp: Any = beam.DoFn.TimestampParam
+    ) -> Iterator[WindowedValue]:
+        if len(batch) == 0:
+            return
+        self._batches.append(batch.select(list(self.columns)))
+        self._rows += len(batch)
+        if self._earliest is None or timestamp < self._earliest:
+            self._earliest = timestamp
+        if self._rows >= GATHERED_ROWS:
+            yield from self._flush()
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        if self._batches:
+            yield from self._flush()
+
+    def _flush(self) -> Iterator[WindowedValue]:
+        rows = concatenated(self._batches, self._batches[0].schema)
+        earliest = self._earliest
+        self._reset()
+        for element, stamp in self.work(rows, earliest):
+            yield WindowedValue(element, stamp, (GlobalWindow(),))
+
+    @abstractmethod
+    def work(self, rows: pa.RecordBatch, earliest: Timestamp) -> Iterator[tuple[Any, Timestamp]]:
+        """Yield (output, its timestamp) for the gathered rows."""

@@ -1,0 +1,160 @@
+"""Sessions: runs of activity of one key, split by inactivity and by markers."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.typehints import typehints
+from apache_beam.utils.timestamp import Timestamp
+
+from beam_pipelines.kernels.columns import divided, hashes_of, micros, shards_of
+from beam_pipelines.kernels.sessions import SESSION_ROWS, SessionRule, first_names, scan
+from beam_pipelines.model.batches import BatchOf, schema_of, values_of
+from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
+from beam_pipelines.telemetry import Counter
+from beam_pipelines.transforms.aggregate import SHARDS
+from beam_pipelines.transforms.fold import MINUTE_US, Folded, FoldFn
+from beam_pipelines.transforms.gather import GatheringFn, require_global_window
+
+_SECOND_US = 1_000_000
+
+
+@dataclass
+class Sessionize(beam.PTransform):
+    """Divide the rows of each key into sessions.
+
+    A session ends when `gap_s` pass without a row, at an end marker, or where a start
+    marker begins the next one; `kernels.sessions.SessionRule` has the whole rule. Each
+    session is emitted once, when the watermark is past all that could change it: exact
+    for any order of arrival within the allowed lateness.
+
+    Input: batches with `event_time`, strings `by` and, if named, `marker`; in the global
+    window.
+    Output: batches (`by`, session_start, session_end, duration_s, a count per entry of
+    `counts`, ended_by). `ended_by` is the value of `end`, or `timeout`. (by,
+    session_start) is unique.
+
+    Args:
+      by: Column with the key.
+      gap_s: Seconds of inactivity that end a session.
+      marker: Column, declared with `one_of`, that tells rows apart; None: all are alike.
+      start: Its value that opens a session, or None.
+      end: Its value that closes one, or None.
+      counts: Output column → value of `marker` counted in it.
+      allowed_lateness_s: Seconds behind the watermark that a row still counts.
+      shards: Parts that the keys are divided into.
+
+    Raises:
+      ValueError: a column or value is missing, the gap isn't positive, or the batches
+        were windowed.
+    """
+
+    by: str
+    gap_s: int = 1800
+    marker: str | None = None
+    start: str | None = None
+    end: str | None = None
+    counts: Mapping[str, str] = field(default_factory=dict)
+    allowed_lateness_s: int = 120
+    shards: int = SHARDS
+
+    def __post_init__(self) -> None:
+        if self.gap_s <= 0:
+            raise ValueError(f"gap_s must be positive, got {self.gap_s}")
+        if self.marker is None and (self.start or self.end or self.counts):
+            raise ValueError("start, end and counts are values of a marker column: name it")
+
+    def expand(self, batches: beam.PCollection) -> beam.PCollection:
+        columns = (EVENT_TIME, self.by, *((self.marker,) if self.marker else ()))
+        schema = schema_of(batches, *columns)
+        require_global_window(batches, "Sessionize")
+        step = SessionStep(self.by, self._rule(schema))
+        return (
+            batches
+            | "By key"
+            >> beam.ParDo(_ByKeyFn(columns, self.shards)).with_output_types(
+                typehints.Tuple[int, BatchOf(SESSION_ROWS)]
+            )
+            | "Fold sessions"
+            >> beam.ParDo(
+                FoldFn(step, self.allowed_lateness_s, batches.is_bounded)
+            ).with_output_types(BatchOf(step.output_schema))
+        )
+
+    def _rule(self, schema: pa.Schema) -> SessionRule:
+        if self.marker is None:
+            return SessionRule(self.gap_s * _SECOND_US)
+        codes = {value: code for code, value in enumerate(values_of(schema.field(self.marker)))}
+        for value in filter(None, (self.start, self.end, *self.counts.values())):
+            if value not in codes:
+                raise ValueError(f"{self.marker} is one of {', '.join(codes)}, never {value!r}")
+        return SessionRule(
+            self.gap_s * _SECOND_US,
+            start=None if self.start is None else codes[self.start],
+            end=None if self.end is None else codes[self.end],
+            end_name=self.end or "",
+            counted=tuple((column, codes[value]) for column, value in self.counts.items()),
+        )
+
+
+class _ByKeyFn(GatheringFn):
+    """Keys rows by a shard of their key's hash; few of them carry the key's name."""
+
+    def __init__(self, columns: tuple[str, ...], shards: int) -> None:
+        super().__init__(columns)
+        self.shards = shards
+
+    def work(self, rows: pa.RecordBatch, earliest: Timestamp) -> Iterator:
+        names = rows.column(1)
+        keys = hashes_of(names)
+        kinds = rows.column(2).indices if rows.num_columns > 2 else np.zeros(len(rows), np.int8)
+        minutes = micros(rows[EVENT_TIME]) // MINUTE_US
+        reduced = pa.RecordBatch.from_arrays(
+            [
+                pa.array(keys),
+                rows[EVENT_TIME],
+                pa.array(kinds, pa.int8()),
+                first_names(keys, minutes, names),
+            ],
+            schema=SESSION_ROWS,
+        )
+        for shard, part in divided(reduced, shards_of(keys, self.shards).astype(np.int64)):
+            yield (shard, part), earliest
+
+
+class SessionStep:
+    """Scans a shard's rows for sessions."""
+
+    row_schema = SESSION_ROWS
+
+    def __init__(self, by: str, rule: SessionRule) -> None:
+        self.rule = rule
+        self.state_schema = rule.open_schema
+        self.quiet_us = rule.gap_us
+        self.output_schema = pa.schema(
+            [
+                pa.field(by, pa.string(), nullable=False),
+                pa.field("session_start", TIMESTAMP, nullable=False),
+                pa.field("session_end", TIMESTAMP, nullable=False),
+                pa.field("duration_s", pa.float64(), nullable=False),
+                *(pa.field(column, pa.int64(), nullable=False) for column, _ in rule.counted),
+                pa.field("ended_by", pa.string(), nullable=False),
+            ]
+        )
+        self.ignored_ends = Counter("ignored_session_ends")
+
+    def __call__(self, state: pa.Table, rows: pa.RecordBatch, until_us: int) -> Folded:
+        """Continue the open sessions, and emit the closed ones."""
+        scanned = scan(state, rows, until_us, self.rule)
+        if scanned.ignored_ends:
+            self.ignored_ends.inc(scanned.ignored_ends)
+        if len(scanned.closed) == 0:
+            return Folded(scanned.still_open, None)
+        columns: list[Any] = [column.combine_chunks() for column in scanned.closed.columns]
+        return Folded(
+            scanned.still_open,
+            pa.RecordBatch.from_arrays(columns, schema=self.output_schema),
+        )

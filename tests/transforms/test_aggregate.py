@@ -1,0 +1,207 @@
+"""Counts and distinct counts under a moved watermark: every pane is asserted."""
+
+import apache_beam as beam
+import pyarrow as pa
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.testing.util import assert_that, equal_to
+
+from beam_pipelines.model.batches import BatchOf, batch_of_rows
+from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
+from beam_pipelines.model.windows import WindowPolicy
+from beam_pipelines.testing import BatchStream, RowsWithPanesFn, rows_in_seconds, stream_pipeline
+from beam_pipelines.transforms.aggregate import CountDistinctPerWindow, CountPerWindow
+
+VISITS = pa.schema(
+    [
+        pa.field(EVENT_TIME, TIMESTAMP, nullable=False),
+        pa.field("page", pa.string(), nullable=False),
+    ]
+)
+
+
+def visits(*times, page="/"):
+    return [{EVENT_TIME: time, "page": page} for time in times]
+
+
+def panes(stream, transform):
+    """Check the panes of a stream; usage: panes(stream, transform) == expected."""
+
+    class Expectation:
+        def __eq__(self, expected):
+            with stream_pipeline() as pipeline:
+                rows = pipeline | stream.end() | transform
+                assert_that(rows | beam.ParDo(RowsWithPanesFn()), equal_to(expected))
+            return True
+
+    return Expectation()
+
+
+def test_a_window_fires_once_the_watermark_passes_its_end():
+    stream = BatchStream(VISITS).add(*visits(10, 20, 70)).watermark(61)
+    assert panes(stream, CountPerWindow("page")) == [
+        ("ON_TIME", (0, 60, "/", 2)),
+        ("ON_TIME", (60, 120, "/", 1)),
+    ]
+
+
+def test_a_late_view_fires_again_with_the_full_count():
+    stream = BatchStream(VISITS).add(*visits(10, 20)).watermark(61).add(*visits(30))
+    assert panes(stream, CountPerWindow("page")) == [
+        ("ON_TIME", (0, 60, "/", 2)),
+        ("LATE", (0, 60, "/", 3)),
+    ]
+
+
+def test_a_late_view_within_the_slack_is_still_not_dropped_by_the_runner():
+    stream = BatchStream(VISITS).add(*visits(10)).watermark(60 + 120 + 59).add(*visits(30))
+    assert panes(stream, CountPerWindow("page")) == [
+        ("ON_TIME", (0, 60, "/", 1)),
+        ("LATE", (0, 60, "/", 2)),
+    ]
+
+
+def test_a_view_older_than_the_slack_would_vanish_so_the_time_rule_must_come_before():
+    stream = BatchStream(VISITS).add(*visits(10)).watermark(60 + 120 + 61).add(*visits(30))
+    assert panes(stream, CountPerWindow("page")) == [("ON_TIME", (0, 60, "/", 1))]
+
+
+def test_late_and_on_time_rows_of_one_batch_part_ways():
+    stream = BatchStream(VISITS).add(*visits(10)).watermark(65).add(*visits(50, 66))
+    assert panes(stream, CountPerWindow("page")) == [
+        ("ON_TIME", (0, 60, "/", 1)),
+        ("LATE", (0, 60, "/", 2)),
+        ("ON_TIME", (60, 120, "/", 1)),
+    ]
+
+
+def test_early_firings_carry_the_count_so_far():
+    policy = WindowPolicy.fixed(60, early_s=10)
+    stream = (
+        BatchStream(VISITS)
+        .add(*visits(10))
+        .processing_time(11)
+        .add(*visits(20))
+        .processing_time(11)
+    )
+    assert panes(stream, CountPerWindow("page", policy)) == [
+        ("EARLY", (0, 60, "/", 1)),
+        ("EARLY", (0, 60, "/", 2)),
+        ("ON_TIME", (0, 60, "/", 2)),
+    ]
+
+
+def test_discarding_windows_carry_what_is_new():
+    policy = WindowPolicy.fixed(60, accumulating=False)
+    stream = BatchStream(VISITS).add(*visits(10, 20)).watermark(61).add(*visits(30))
+    assert panes(stream, CountPerWindow("page", policy)) == [
+        ("ON_TIME", (0, 60, "/", 2)),
+        ("LATE", (0, 60, "/", 1)),
+    ]
+
+
+def test_a_row_counts_in_every_sliding_window_it_lies_in():
+    stream = BatchStream(VISITS).add(*visits(65)).watermark(121).add(*visits(70))
+    assert panes(stream, CountPerWindow("page", WindowPolicy.sliding(120, 60))) == [
+        ("ON_TIME", (0, 120, "/", 1)),
+        ("LATE", (0, 120, "/", 2)),
+        ("ON_TIME", (60, 180, "/", 2)),
+    ]
+
+
+def test_a_late_row_passes_both_windowings_of_a_distinct_count():
+    users = [*visits(10, page="a"), *visits(20, page="b")]
+    stream = BatchStream(VISITS).add(*users).watermark(61).add(*visits(30, page="c"))
+    assert panes(stream, CountDistinctPerWindow("page", WindowPolicy.sliding(120, 60))) == [
+        ("ON_TIME", (-60, 60, 2)),
+        ("LATE", (-60, 60, 3)),
+        ("ON_TIME", (0, 120, 3)),
+    ]
+
+
+def test_a_distinct_count_fires_early_with_its_slices():
+    policy = WindowPolicy.sliding(120, 60, early_s=10)
+    stream = (
+        BatchStream(VISITS)
+        .add(*visits(70, page="a"))
+        .processing_time(11)
+        .add(*visits(80, page="b"), *visits(81, page="a"))
+        .processing_time(11)
+    )
+    assert panes(stream, CountDistinctPerWindow("page", policy)) == [
+        ("EARLY", (0, 120, 1)),
+        ("EARLY", (60, 180, 1)),
+        ("EARLY", (0, 120, 2)),
+        ("EARLY", (60, 180, 2)),
+        ("EARLY", (0, 120, 2)),  # the slice's own last firing
+        ("EARLY", (60, 180, 2)),
+        ("ON_TIME", (0, 120, 2)),
+        ("ON_TIME", (60, 180, 2)),
+    ]
+
+
+def test_a_row_too_late_for_one_sliding_window_still_counts_in_the_next():
+    policy = WindowPolicy.sliding(120, 60, allowed_lateness_s=0)
+    stream = BatchStream(VISITS).add(*visits(10)).watermark(60 + 61).add(*visits(30))
+    assert panes(stream, CountPerWindow("page", policy)) == [
+        ("ON_TIME", (-60, 60, "/", 1)),
+        ("ON_TIME", (0, 120, "/", 1)),
+        ("LATE", (0, 120, "/", 2)),
+    ]
+
+
+def test_empty_batches_and_times_before_1970_are_no_trouble():
+    stream = BatchStream(VISITS).add().add(*visits(5)).add()
+    assert panes(stream, CountPerWindow("page")) == [("ON_TIME", (0, 60, "/", 1))]
+    early = batch_of_rows([{EVENT_TIME: -1, "page": "/"}], VISITS)
+    assert_that_equal([early], CountPerWindow("page"), [(-60, 0, "/", 1)])
+
+
+@pytest.mark.parametrize("policy", [WindowPolicy.fixed(60), WindowPolicy.sliding(100, 40)])
+@pytest.mark.parametrize("shards", [1, 4])
+def test_shards_and_batches_change_nothing(policy, shards):
+    rows = [
+        {EVENT_TIME: (i * 37 % 500) * 1_000_000, "page": f"/{i * i % 7}"} for i in range(400)
+    ]
+    whole = batch_of_rows(rows, VISITS)
+    parts = [whole.slice(start, 23) for start in range(0, 400, 23)]
+    expected = {}
+    for row in rows:
+        at = row[EVENT_TIME] // 1_000_000
+        for start in range(-policy.size_s, 500, 1):
+            if start % policy.period_s == 0 and start <= at < start + policy.size_s:
+                key = (float(start), float(start + policy.size_s), row["page"])
+                expected[key] = expected.get(key, 0) + 1
+    counts = [(*key, count) for key, count in expected.items()]
+    assert_that_equal(parts, CountPerWindow("page", policy, shards=shards), counts)
+
+
+def assert_that_equal(batches, transform, expected):
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        rows = (
+            pipeline
+            | beam.Create(batches, reshuffle=False).with_output_types(BatchOf(VISITS))
+            | transform
+            | beam.FlatMap(rows_in_seconds)
+        )
+        assert_that(rows, equal_to(expected))
+
+
+def test_session_windows_are_refused():
+    with pytest.raises(ValueError, match="CountPerWindow takes fixed or sliding windows"):
+        CountPerWindow("page", WindowPolicy.session(30))
+
+
+def test_batches_that_were_windowed_are_refused():
+    batches = (
+        beam.Pipeline()
+        | beam.Create([]).with_output_types(BatchOf(VISITS))
+        | WindowPolicy.fixed(60).into()
+    )
+    with pytest.raises(ValueError, match="CountPerWindow windows rows by their own event_time"):
+        batches | CountPerWindow("page")
+
+
+def test_discarding_distinct_counts_are_refused():
+    with pytest.raises(ValueError, match="discarding windows can't be put together"):
+        CountDistinctPerWindow("page", WindowPolicy.fixed(60, accumulating=False))
