@@ -1,0 +1,241 @@
+import logging
+
+import pytest
+from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions
+
+from beam_pipelines.model.time_rule import TimeRule
+from beam_pipelines.options import ActivityConfig, ActivityOptions, parse
+
+
+def config_of(*argv):
+    return parse(argv)[0]
+
+
+def misuse(capsys, *argv):
+    """Return the first line that misuse prints."""
+    with pytest.raises(SystemExit) as ended:
+        parse(argv)
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return printed.err.splitlines()[0]
+
+
+def test_without_flags_the_demo_runs_in_process_into_out():
+    assert config_of() == ActivityConfig(
+        input="demo",
+        format="auto",
+        fields={},
+        event_types={},
+        output="out",
+        database="duckdb:///out/activity.duckdb",
+        lake="out/lake",
+        enriched="out/enriched",
+        dead_letters="out/dead_letters",
+        time=TimeRule(120, 120, 300, None),
+        window_s=60,
+        users_window_s=300,
+        users_period_s=60,
+        session_gap_s=1800,
+        early_firing_s=10,
+        dedupe="auto",
+        demo_events=200_000,
+        seed=1,
+        overwrite=False,
+        in_process=True,
+    )
+
+
+def test_every_flag_reaches_the_config():
+    config = config_of(
+        *("--input=logs/*.gz", "--format", "ndjson", "--fields=event_time=ts, user_id=uid"),
+        *("--event_types=pageview=page_view,tap=click", "--output", "/data/out/"),
+        *("--database=duckdb:///tables.duckdb", "--lake=/lake", "--enriched", "e"),
+        *("--dead_letters=d", "--out_of_orderness_s=1", "--allowed_lateness_s=2"),
+        *("--future_tolerance_s=3", "--window_s=4", "--users_window_s=6", "--users_period_s=5"),
+        *("--session_gap_s=7", "--early_firing_s=8", "--dedupe=payload", "--as_of", "9"),
+        *("--demo_events=10", "--seed=11", "--overwrite", "--runner=FlinkRunner"),
+    )
+    assert config == ActivityConfig(
+        input="logs/*.gz",
+        format="ndjson",
+        fields={"event_time": "ts", "user_id": "uid"},
+        event_types={"pageview": "page_view", "tap": "click"},
+        output="/data/out",
+        database="duckdb:///tables.duckdb",
+        lake="/lake",
+        enriched="e",
+        dead_letters="d",
+        time=TimeRule(1, 2, 3, 9_000),
+        window_s=4,
+        users_window_s=6,
+        users_period_s=5,
+        session_gap_s=7,
+        early_firing_s=8,
+        dedupe="payload",
+        demo_events=10,
+        seed=11,
+        overwrite=True,
+        in_process=False,
+    )
+
+
+def test_the_output_folder_holds_what_is_not_named_otherwise():
+    config = config_of("--output=/data/out", "--lake=/lake")
+    assert config.database_path == "/data/out/activity.duckdb"
+    assert config.folder.path == "/data/out"
+    assert config.folder.owns == (
+        "/data/out/activity.duckdb",
+        "/data/out/activity.duckdb.wal",
+        "/lake",
+        "/data/out/enriched",
+        "/data/out/dead_letters",
+    )
+
+
+@pytest.mark.parametrize(
+    ("as_of", "micros"),
+    [
+        ("1970-01-01T00:00:00Z", 0),
+        ("2026-01-05T10:00:00.123456+01:00", 1_767_603_600_123_456),
+        ("1767603600123", 1_767_603_600_123_000),
+        ("-1", -1_000),
+        ("0001-01-01T00:00:00Z", -62_135_596_800_000_000),
+    ],
+)
+def test_as_of_is_a_time_with_an_offset_or_epoch_milliseconds(as_of, micros):
+    assert config_of("--as_of", as_of).time.as_of_us == micros
+
+
+@pytest.mark.parametrize(
+    "as_of", ["now", "2026-01-05", "2026-01-05T10:00:00", "1.5", "9" * 18, "0001-01-01T00:00+01:00"]
+)
+def test_any_other_as_of_is_misuse(capsys, as_of):
+    assert misuse(capsys, f"--as_of={as_of}").startswith(f"--as_of={as_of} is")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--windw_s=30"], "there is no flag --windw_s; did you mean --window_s?"),
+        (["--window-s", "30"], "there is no flag --window-s; did you mean --window_s?"),
+        (["--temp_locaton=x"], "there is no flag --temp_locaton; did you mean --temp_location?"),
+        (["--over"], "there is no flag --over; did you mean --overwrite?"),
+        (["--qqq"], "there is no flag --qqq"),
+        (["logs/*.gz"], "'logs/*.gz' belongs to no flag; every setting is --FLAG=VALUE"),
+        (["--overwrite", "yes"], "'yes' belongs to no flag; every setting is --FLAG=VALUE"),
+        (["--runner=DirectRuner"], "--runner=DirectRuner is no runner; did you mean DirectRunner?"),
+        (["--window_s=0"], "--window_s must be positive, got 0"),
+        (["--session_gap_s=-1"], "--session_gap_s must be positive, got -1"),
+        (["--demo_events=0"], "--demo_events must be positive, got 0"),
+        (["--seed=-1"], "--seed must not be negative, got -1"),
+        (["--allowed_lateness_s=-1"], "allowed_lateness_s must not be negative, got -1"),
+        (["--window_s=a"], "argument --window_s: invalid int value: 'a'"),
+        (
+            ["--users_period_s=301"],
+            "--users_period_s=301 leaves holes between windows of --users_window_s=300; "
+            "a period is at most a window",
+        ),
+        (
+            ["--fields=uid=user_id"],
+            "--fields names no column 'uid'; there are "
+            "event_time, user_id, page_url, event_type, event_id",
+        ),
+        (["--fields=user_id"], "--fields is a list such as a=b,c=d; 'user_id' is no pair"),
+        (["--fields=user_id=a,user_id=b"], "--fields maps 'user_id' twice"),
+        (
+            ["--event_types=page_view=view"],
+            "--event_types names no event type 'view'; there are "
+            "page_view, click, session_start, session_end",
+        ),
+        (
+            ["--format=access_log", "--fields=user_id=ip"],
+            "--format=access_log has no fields to map: --fields, --event_types",
+        ),
+        (["--input=kafka:clicks"], "--input takes demo or local files; kafka: isn't supported"),
+        (["--input=s3://b/*"], "--input takes demo or local files; s3:// isn't supported"),
+        (["--enriched=kafka:e"], "--enriched takes a local folder; kafka: isn't supported"),
+        (["--lake="], "--lake is empty"),
+        (["--lake=out"], "out can't be written to: out/activity.duckdb lies there"),
+        (["--lake=x", "--enriched=x"], "x can't be written to: x lies there"),
+    ],
+)
+def test_misuse_says_what_would_be_right(capsys, argv, message):
+    assert misuse(capsys, *argv) == message
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://me:secret@host/db", "duckdb:///", "duckdb:///:memory:", "out/a.duckdb"]
+)
+def test_a_database_is_a_duckdb_file_and_no_password_is_printed(capsys, url):
+    message = misuse(capsys, f"--database={url}")
+    assert message == "--database names a file that DuckDB keeps: duckdb:///PATH"
+
+
+@pytest.mark.parametrize(
+    ("runner", "in_process"),
+    [
+        ("DirectRunner", True),
+        ("direct", True),
+        ("FnApiRunner", True),
+        ("FlinkRunner", False),
+        ("PrismRunner", False),
+        ("apache_beam.runners.portability.flink_runner.FlinkRunner", False),
+    ],
+)
+def test_the_direct_runner_is_the_one_in_this_process(runner, in_process):
+    assert config_of("--runner", runner).in_process is in_process
+
+
+def test_beam_gets_its_own_flags_and_warns_of_nothing(caplog):
+    with caplog.at_level(logging.DEBUG):
+        _, options = parse(
+            ["--temp_location=/tmp/x", "--direct_num_workers", "2", "--window_s=30", "--overwrite"]
+        )
+        everything = options.get_all_options(drop_default=True)
+    assert options.view_as(GoogleCloudOptions).temp_location == "/tmp/x"
+    assert options.view_as(DirectOptions).direct_num_workers == 2
+    assert options.view_as(ActivityOptions).window_s == 30
+    assert everything == {
+        "temp_location": "/tmp/x",
+        "direct_num_workers": 2,
+        "window_s": 30,
+        "overwrite": True,
+    }
+    assert caplog.messages == []
+
+
+def test_help_prints_our_groups_then_beams(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(["--help"])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    groups = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert groups[:7] == [
+        "options:",
+        "input:",
+        "output:",
+        "time rule:",
+        "windows:",
+        "demo:",
+        "Beam: StandardOptions:",
+    ]
+
+
+def test_the_help_of_every_flag_of_ours_names_its_default(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    ours = capsys.readouterr().out.split("\ninput:\n")[1].split("\nBeam: ")[0]
+    assert ours.count("  --") == ours.count("(default:") == 22
+
+
+def test_what_decides_the_results_is_their_identity():
+    same = config_of("--output=elsewhere", "--early_firing_s=1", "--overwrite")
+    assert same.settings_identity() == config_of().settings_identity()
+    for flag in (
+        *("--format=avro", "--fields=user_id=uid", "--event_types=a=click", "--dedupe=none"),
+        *("--out_of_orderness_s=1", "--allowed_lateness_s=1", "--future_tolerance_s=1"),
+        *("--as_of=1", "--window_s=1", "--users_window_s=60", "--users_period_s=1"),
+        "--session_gap_s=1",
+    ):
+        assert config_of(flag).settings_identity() != config_of().settings_identity(), flag
