@@ -34,7 +34,7 @@ class BatchStream:
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
         self.stream = TestStream(coder=BatchCoder(schema)).with_output_types(BatchOf(schema))
-        self._watermark_s = 0
+        self._watermark_s: float = 0
         self.stream.advance_watermark_to(0)
 
     def add(self, *rows: dict[str, Any]) -> "BatchStream":

@@ -106,7 +106,7 @@ class BatchCoder(coders.Coder):
         return BatchOf(self.schema)
 
     @classmethod
-    def from_type_hint(cls, hint: "BatchOf", registry: Any) -> "BatchCoder":
+    def from_type_hint(cls, hint: "BatchOf", registry: Any) -> Any:
         return cls(hint.schema)
 
     def __eq__(self, other: object) -> bool:

@@ -12,8 +12,8 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam import coders
-from apache_beam.typehints import typehints
 from apache_beam.transforms.window import TimestampedValue
+from apache_beam.typehints import typehints
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines.kernels import hyperloglog

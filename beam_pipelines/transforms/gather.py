@@ -7,7 +7,7 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
-from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_pipelines.model.batches import Rows, concatenated
@@ -45,7 +45,7 @@ class GatheringFn(beam.DoFn):
     def _reset(self) -> None:
         self._batches: list[pa.RecordBatch] = []
         self._rows = 0
-        self._earliest: Timestamp | None = None
+        self._earliest: Timestamp = MAX_TIMESTAMP
 
     def process(
         self, batch: Rows, timestamp: Any = beam.DoFn.TimestampParam
@@ -54,8 +54,7 @@ class GatheringFn(beam.DoFn):
             return
         self._batches.append(batch.select(list(self.columns)))
         self._rows += len(batch)
-        if self._earliest is None or timestamp < self._earliest:
-            self._earliest = timestamp
+        self._earliest = min(self._earliest, timestamp)
         if self._rows >= GATHERED_ROWS:
             yield from self._flush()
 

@@ -8,6 +8,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
+from apache_beam.typehints.decorators import no_annotations
 
 from beam_pipelines.kernels.dead_letters import dead_letters
 from beam_pipelines.kernels.lateness import Judged, judge
@@ -55,6 +56,7 @@ class ClassifyLateness(beam.PTransform):
 
     rule: TimeRule
 
+    @no_annotations
     def expand(self, rows: beam.PCollection) -> Timed:
         schema = batch_hint(rows).schema
         require_columns(schema, EVENT_TIME, *PAYLOADS.names)

@@ -8,6 +8,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
+from apache_beam.typehints.decorators import no_annotations
 
 from beam_pipelines.kernels.columns import micros
 from beam_pipelines.kernels.dead_letters import dead_letters
@@ -58,6 +59,7 @@ class Parse(beam.PTransform):
         if self.identify_by not in known:
             raise ValueError(f"can't identify rows by {self.identify_by!r}, only {known}")
 
+    @no_annotations
     def expand(self, payloads: beam.PCollection) -> Parsed:
         outputs = payloads | "Decode" >> beam.ParDo(
             _ParseFn(self.decoder, self.identify_by)

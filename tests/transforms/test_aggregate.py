@@ -160,9 +160,7 @@ def test_empty_batches_and_times_before_1970_are_no_trouble():
 @pytest.mark.parametrize("policy", [WindowPolicy.fixed(60), WindowPolicy.sliding(100, 40)])
 @pytest.mark.parametrize("shards", [1, 4])
 def test_shards_and_batches_change_nothing(policy, shards):
-    rows = [
-        {EVENT_TIME: (i * 37 % 500) * 1_000_000, "page": f"/{i * i % 7}"} for i in range(400)
-    ]
+    rows = [{EVENT_TIME: (i * 37 % 500) * 1_000_000, "page": f"/{i * i % 7}"} for i in range(400)]
     whole = batch_of_rows(rows, VISITS)
     parts = [whole.slice(start, 23) for start in range(0, 400, 23)]
     expected = {}

@@ -39,9 +39,8 @@ def test_rows_survive_batching_and_get_their_event_time_back():
         sizes = batches | "Sizes" >> beam.Map(len)
         assert_that(sizes, equal_to([10, 10, 5]), label="sizes")
         windowed = batches | Unbatch() | beam.WindowInto(FixedWindows(10))
-        counted = (
-            windowed
-            | beam.Map(lambda row, window=beam.DoFn.WindowParam: (int(window.start), row["user"]))
+        counted = windowed | beam.Map(
+            lambda row, window=beam.DoFn.WindowParam: (int(window.start), row["user"])
         )
         assert_that(counted, equal_to([(i // 10 * 10, f"u{i}") for i in range(25)]), label="rows")
 
@@ -73,7 +72,10 @@ def test_windows_are_kept_apart():
             | Batch(SCHEMA)
         )
         users = batches | beam.Map(
-            lambda batch, stamp=beam.DoFn.TimestampParam: (int(stamp), sorted(batch["user"].to_pylist()))
+            lambda batch, stamp=beam.DoFn.TimestampParam: (
+                int(stamp),
+                sorted(batch["user"].to_pylist()),
+            )
         )
         assert_that(users, equal_to([(1, ["1", "2"]), (61, ["61"])]))
 
@@ -85,7 +87,10 @@ def test_windows_are_kept_apart():
     [
         ({EVENT_TIME: at(1)}, "a row has no 'user'"),
         ({EVENT_TIME: at(1), "user": 5}, "user does not fit string"),
-        ({EVENT_TIME: at(1), "user": "a", "kind": "steal"}, "kind is 'steal', not one of view, buy"),
+        (
+            {EVENT_TIME: at(1), "user": "a", "kind": "steal"},
+            "kind is 'steal', not one of view, buy",
+        ),
         ({"user": "a"}, "neither event_time nor a timestamp"),
     ],
 )

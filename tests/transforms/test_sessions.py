@@ -45,7 +45,10 @@ def test_a_gap_splits_sessions():
     stream = BatchStream(CALLS).add(call(0), call(GAP - 1)).add(call(2 * GAP - 1))
     assert_sessions(
         stream,
-        [("ann", 0, GAP - 1, GAP - 1, 2, "timeout"), ("ann", 2 * GAP - 1, 2 * GAP - 1, 0, 1, "timeout")],
+        [
+            ("ann", 0, GAP - 1, GAP - 1, 2, "timeout"),
+            ("ann", 2 * GAP - 1, 2 * GAP - 1, 0, 1, "timeout"),
+        ],
     )
 
 
@@ -70,9 +73,7 @@ def test_a_late_marker_splits_a_session_that_was_not_yet_folded():
         .watermark(59 + WAIT)
         .add(call(50, "hang_up"))  # behind the watermark, within the allowance
     )
-    assert_sessions(
-        stream, [("ann", 0, 50, 50, 1, "hang_up"), ("ann", 100, 100, 0, 1, "timeout")]
-    )
+    assert_sessions(stream, [("ann", 0, 50, 50, 1, "hang_up"), ("ann", 100, 100, 0, 1, "timeout")])
 
 
 def test_sessions_go_on_over_folds_and_keep_their_name():
@@ -135,7 +136,11 @@ def test_without_markers_only_gaps_count():
 def test_any_order_of_arrival_on_bounded_input_gives_the_same_sessions(seed):
     day = 86_400
     rows = [
-        call((day * (i % 7) + i * 61 % 4000) * 1_000_000, ("talk", "dial", "hang_up")[i % 3], f"c{i % 11}")
+        call(
+            (day * (i % 7) + i * 61 % 4000) * 1_000_000,
+            ("talk", "dial", "hang_up")[i % 3],
+            f"c{i % 11}",
+        )
         for i in range(300)
     ]
     ordered = sessions_of([batch_of_rows(sorted(rows, key=lambda r: r[EVENT_TIME]), CALLS)])
