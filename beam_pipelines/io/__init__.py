@@ -1,0 +1,1 @@
+"""Outside systems, one module each: source and sink together."""
