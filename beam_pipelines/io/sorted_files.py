@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -164,7 +165,7 @@ class _SortFn(beam.DoFn):
         self.shards = files.shards
         self.written = Counter(f"rows_written.{files.sink}")
 
-    def process(self, element: tuple[int, Iterable[str]]) -> Iterator[str | TaggedOutput]:
+    def process(self, element: tuple[int, Iterable[str]]) -> Iterator[Any]:
         shard, paths = element[0], list(element[1])
         name = f"part-{shard:05}-of-{self.shards:05}.{self.format}"
         with published(self.folder, name) as path:

@@ -1,0 +1,202 @@
+"""Avro containers as a source: the bytes of their records, as they stand there."""
+
+import gzip
+import io
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import fastavro
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.testing.util import assert_that, equal_to
+
+from beam_pipelines.io import avro_files
+from beam_pipelines.io.avro_files import ReadAvroFiles, read_avro_records, writer_schema
+from beam_pipelines.io.files import RANGE_BYTES, match
+from beam_pipelines.model.records import PAYLOADS
+from beam_pipelines.model.span import Span
+
+EVENT = {
+    "type": "record",
+    "name": "Event",
+    "namespace": "demo",
+    "fields": [
+        {"name": "event_time", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+        {"name": "user_id", "type": "string"},
+        {"name": "page_url", "type": ["null", "string"]},
+        {"name": "kind", "type": {"type": "enum", "name": "Kind", "symbols": ["view", "click"]}},
+        {"name": "others", "type": {"type": "array", "items": "Kind"}},
+    ],
+}
+
+
+def event(i: int) -> dict[str, Any]:
+    return {
+        "event_time": i * 10**15,  # soon beyond the year 9999, which Python can't hold
+        "user_id": "u" * (i % 50),
+        "page_url": None if i % 3 else "/é",
+        "kind": "click",
+        "others": ["view", "click"][: i % 3],
+    }
+
+
+EVENTS = [event(i) for i in range(1_000)]
+
+
+def encoding(record: dict[str, Any]) -> bytes:
+    stream = io.BytesIO()
+    fastavro.schemaless_writer(stream, EVENT, record)
+    return stream.getvalue()
+
+
+def write(path: Path, codec: str = "deflate", records: list[dict] = EVENTS) -> str:
+    with path.open("wb") as stream:
+        fastavro.writer(stream, EVENT, records, codec=codec, sync_interval=1_000)
+    return str(path)
+
+
+def expected_rows(records: list[dict] = EVENTS) -> list[tuple[int, bytes]]:
+    rows, offset = [], 0
+    for record in records:
+        rows.append((offset, encoding(record)))
+        offset += len(rows[-1][1])
+    return rows
+
+
+def rows_of(spans: list) -> list[tuple[int, bytes]]:
+    return [(row["offset"], row["payload"]) for _, batch in spans for row in batch.to_pylist()]
+
+
+@pytest.mark.parametrize("codec", ["null", "deflate", "bzip2", "xz"])
+def test_payloads_are_the_exact_bytes_of_the_records(tmp_path, codec):
+    [file] = match(write(tmp_path / "events.avro", codec))
+    spans = list(read_avro_records(file))
+    assert rows_of(spans) == expected_rows()
+    [(span, batch)] = spans
+    end = sum(len(payload) for _, payload in expected_rows())
+    assert span == Span(file.path, 0, 0, RANGE_BYTES, 0, end, True)
+    assert batch.schema.equals(PAYLOADS)
+    batch.validate(full=True)
+
+
+@pytest.mark.parametrize("range_bytes", [1, 7, 1_000, 4_096])
+def test_spans_tile_the_ranges(tmp_path, range_bytes, monkeypatch):
+    monkeypatch.setattr(avro_files, "BLOCK_BYTES", 3_000)
+    [file] = match(write(tmp_path / "events.avro"))
+    spans = list(read_avro_records(file, range_bytes=range_bytes))
+    assert rows_of(spans) == expected_rows()
+    reached = 0
+    for span, batch in spans:
+        start = reached // range_bytes * range_bytes
+        assert span[2:5] == (start, start + range_bytes, reached)
+        assert all(span.start <= offset < span.end for offset in batch["offset"].to_pylist())
+        reached = span.end
+    assert reached == sum(len(payload) for _, payload in expected_rows())
+    assert [span.end for span, _ in spans if span.last][-1] == reached
+    assert sum(span.last for span, _ in spans) == -(-reached // range_bytes)
+
+
+def test_the_writer_schema_decodes_the_payloads(tmp_path):
+    [file] = match(write(tmp_path / "events.avro", records=EVENTS[:9]))
+    schema = writer_schema(file.path)
+    [(_, batch)] = read_avro_records(file)
+    decoded = [
+        fastavro.schemaless_reader(io.BytesIO(payload), schema)
+        for payload in batch["payload"].to_pylist()
+    ]
+    assert [row["user_id"] for row in decoded] == [row["user_id"] for row in EVENTS[:9]]
+
+
+def test_the_writer_schema_follows_a_file_that_is_rewritten(tmp_path):
+    path = write(tmp_path / "events.avro")
+    assert writer_schema(path)["name"] == "demo.Event"
+    with open(path, "wb") as stream:
+        fastavro.writer(stream, EVENT | {"name": "Other"}, [])
+    assert writer_schema(path)["name"] == "demo.Other"
+
+
+def test_a_container_within_gzip_is_read(tmp_path):
+    path = Path(write(tmp_path / "events.avro"))
+    packed = tmp_path / "events.avro.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert rows_of(list(read_avro_records(match(str(packed))[0]))) == expected_rows()
+
+
+def test_a_container_without_records_is_one_empty_span(tmp_path):
+    [file] = match(write(tmp_path / "none.avro", records=[]))
+    [(span, batch)] = read_avro_records(file)
+    assert span == Span(file.path, 0, 0, RANGE_BYTES, 0, 0, True)
+    assert len(batch) == 0
+
+
+@pytest.mark.parametrize("codec", ["null", "deflate"])
+def test_a_container_cut_anywhere_between_blocks_is_an_error(tmp_path, codec):
+    whole = Path(write(tmp_path / "events.avro", codec)).read_bytes()
+    with (tmp_path / "events.avro").open("rb") as stream:
+        borders = {block.offset for block in fastavro.block_reader(stream)}
+    cut = tmp_path / "cut.avro"
+    first = min(borders)
+    for length in [*range(first + 1, first + 40), len(whole) - 17, len(whole) - 1]:
+        cut.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"cut\.avro can't be read .* the block after offset"):
+            list(read_avro_records(match(str(cut))[0]))
+
+
+def test_a_damaged_block_is_an_error_with_its_place(tmp_path):
+    path = Path(write(tmp_path / "events.avro"))
+    data = bytearray(path.read_bytes())
+    with path.open("rb") as stream:
+        second = list(fastavro.block_reader(stream))[1]
+    data[second.offset + 10] ^= 0xFF
+    path.write_bytes(data)
+    match_text = rf"after offset \d+ of its records \(byte {second.offset} of the file\) is broken"
+    with pytest.raises(ValueError, match=match_text):
+        list(read_avro_records(match(str(path))[0]))
+
+
+def test_an_unknown_codec_is_an_error(tmp_path):
+    path = Path(write(tmp_path / "events.avro"))
+    path.write_bytes(path.read_bytes().replace(b"\x0edeflate", b"\x0esnakeoi", 1))
+    with pytest.raises(ValueError, match=r"events\.avro can't .* Unrecognized codec: snakeoi"):
+        list(read_avro_records(match(str(path))[0]))
+
+
+@pytest.mark.parametrize("content", [b"", b"Obj\x01", b'{"not": "avro"}\n'])
+def test_a_file_that_is_no_container_is_an_error(tmp_path, content):
+    path = tmp_path / "events.avro"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"events\.avro has no header of an Avro container"):
+        list(read_avro_records(match(str(path))[0]))
+
+
+def test_a_container_of_something_else_than_records_is_an_error(tmp_path):
+    with (tmp_path / "strings.avro").open("wb") as stream:
+        fastavro.writer(stream, "string", ["a"])
+    with pytest.raises(ValueError, match=r"its schema must be a record"):
+        writer_schema(str(tmp_path / "strings.avro"))
+
+
+def test_a_file_that_changed_since_it_was_matched_is_an_error(tmp_path):
+    path = tmp_path / "events.avro"
+    [file] = match(write(path))
+    write(path, records=EVENTS[:10])
+    with pytest.raises(ValueError, match=r"events\.avro had \d+ bytes when the run began"):
+        list(read_avro_records(file))
+
+
+def test_the_transform_reads_every_file(tmp_path):
+    one = write(tmp_path / "one.avro", records=EVENTS[:3])
+    two = write(tmp_path / "two.avro", records=EVENTS[3:5])
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        payloads = (
+            pipeline
+            | ReadAvroFiles(match(f"{one},{two}"))
+            | beam.FlatMap(
+                lambda pair: [(pair[0].topic, p) for p in pair[1]["payload"].to_pylist()]
+            )
+        )
+        expected = [(one, encoding(e)) for e in EVENTS[:3]] + [
+            (two, encoding(e)) for e in EVENTS[3:5]
+        ]
+        assert_that(payloads, equal_to(expected))

@@ -1,0 +1,266 @@
+"""Files: matching, looking at the beginning, and lines in spans against a naive reader."""
+
+import gzip
+import io
+import os
+from pathlib import Path
+
+import apache_beam as beam
+import pyarrow as pa
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.testing.util import assert_that, equal_to
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from beam_pipelines.io import files
+from beam_pipelines.io.files import ReadLines, detect_format, match, read_lines
+from beam_pipelines.model.records import PAYLOADS
+from beam_pipelines.model.span import Span
+
+Spans = list[tuple[Span, pa.RecordBatch]]
+
+texts = st.lists(
+    st.sampled_from(
+        [b"a", b"bc", b"\xff\x00", b"x" * 40, b"\n", b"\n\n", b"\r\n", b"\r", b"\r\r\n"]
+    ),
+    max_size=30,
+).map(b"".join)
+
+
+def naive_lines(text: bytes) -> list[tuple[int, bytes]]:
+    lines, offset = [], 0
+    for line in io.BytesIO(text):
+        payload = line[:-2] if line.endswith(b"\r\n") else line.removesuffix(b"\n")
+        lines.append((offset, payload))
+        offset += len(line)
+    return lines
+
+
+def lines_of(spans: Spans) -> list[tuple[int, bytes]]:
+    return [(row["offset"], row["payload"]) for _, batch in spans for row in batch.to_pylist()]
+
+
+def assert_tiled(spans: Spans, path: str, size_bytes: int, range_bytes: int) -> None:
+    """The spans lie end to end within their ranges, and hold the records in them."""
+    reached = 0
+    for span, batch in spans:
+        start = reached // range_bytes * range_bytes if reached < size_bytes else 0
+        assert span[:4] == (path, 0, start, start + range_bytes)
+        assert span.start == reached <= span.end <= span.range_end
+        assert span.last == (span.end in (span.range_end, size_bytes))
+        offsets = batch["offset"].to_pylist()
+        assert offsets == sorted(o for o in offsets if span.start <= o < span.end)
+        assert batch.schema.equals(PAYLOADS) and batch["append_time"].null_count == len(batch)
+        batch.validate(full=True)
+        reached = span.end
+    assert reached == size_bytes and spans[-1][0].last
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lines")
+
+
+@given(text=texts, range_bytes=st.integers(1, 50), block_bytes=st.integers(1, 20))
+@settings(max_examples=300, deadline=None)
+def test_ranges_of_a_plain_file_yield_each_line_once(folder, text, range_bytes, block_bytes):
+    path = folder / "plain.log"
+    path.write_bytes(text)
+    [file] = match(str(path))
+    spans = [
+        pair
+        for start in range(0, max(len(text), 1), range_bytes)
+        for pair in read_lines(file, start, range_bytes=range_bytes, block_bytes=block_bytes)
+    ]
+    assert lines_of(spans) == naive_lines(text)
+    assert_tiled(spans, str(path), len(text), range_bytes)
+
+
+@given(
+    parts=st.lists(texts, min_size=1, max_size=3),
+    range_bytes=st.integers(1, 50),
+    block_bytes=st.integers(1, 20),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_gzip_file_of_any_members_yields_the_lines_of_its_text(
+    folder, parts, range_bytes, block_bytes
+):
+    path = folder / "packed.gz"
+    path.write_bytes(b"".join(gzip.compress(part) for part in parts))
+    [file] = match(str(path))
+    spans = list(read_lines(file, range_bytes=range_bytes, block_bytes=block_bytes))
+    assert lines_of(spans) == naive_lines(b"".join(parts))
+    assert_tiled(spans, str(path), len(b"".join(parts)), range_bytes)
+
+
+@given(text=texts, range_bytes=st.integers(1, 50))
+@settings(max_examples=100, deadline=None)
+def test_a_plain_file_is_cut_alike_in_ranges_and_as_a_whole(folder, text, range_bytes):
+    path = folder / "both.log"
+    path.write_bytes(text)
+    [file] = match(str(path))
+    whole = list(read_lines(file, range_bytes=range_bytes))
+    ranges = [
+        pair
+        for start in range(0, max(len(text), 1), range_bytes)
+        for pair in read_lines(file, start, range_bytes=range_bytes)
+    ]
+    assert [(s, b.to_pylist()) for s, b in whole] == [(s, b.to_pylist()) for s, b in ranges]
+
+
+def test_a_batch_holds_no_more_rows_than_it_may(tmp_path):
+    path = tmp_path / "blank.log"
+    path.write_bytes(b"\n" * 50_001)
+    batches = [len(batch) for _, batch in read_lines(match(str(path))[0])]
+    assert batches == [20_000, 20_000, 10_001]
+
+
+def test_a_line_longer_than_blocks_and_ranges_is_whole(tmp_path):
+    path = tmp_path / "long.log"
+    text = b"first\n" + b"x" * 5_000_000 + b"\nlast"
+    path.write_bytes(text)
+    [file] = match(str(path))
+    starts = range(0, len(text), 1_000_000)
+    spans = [pair for s in starts for pair in read_lines(file, s, range_bytes=1_000_000)]
+    assert lines_of(spans) == naive_lines(text)
+    assert_tiled(spans, str(path), len(text), 1_000_000)
+
+
+def test_an_endless_line_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 100)
+    path = tmp_path / "binary"
+    path.write_bytes(b"ok\n" + b"x" * 1_000)
+    with pytest.raises(ValueError, match=r"binary: the line at offset 3 is longer than 100 bytes"):
+        list(read_lines(match(str(path))[0], block_bytes=10))
+
+
+@pytest.mark.parametrize("name", ["plain.log", "packed.gz"])
+def test_an_empty_file_is_one_span_without_records(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(b"") if name.endswith("gz") else b"")
+    [(span, batch)] = read_lines(match(str(path))[0])
+    assert span == Span(str(path), 0, 0, files.RANGE_BYTES, 0, 0, True)
+    assert len(batch) == 0
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1, 9, 200, -9, -1])
+def test_a_gzip_file_cut_short_is_an_error(tmp_path, kept_bytes):
+    path = tmp_path / "cut.log.gz"
+    path.write_bytes(gzip.compress(os.urandom(1_000))[:kept_bytes])
+    with pytest.raises(ValueError, match=r"cut\.log\.gz can't be decompressed .* after offset \d+"):
+        list(read_lines(match(str(path))[0], block_bytes=100))
+
+
+@pytest.mark.parametrize("damage", ["in the data", "in the checksum", "garbage behind"])
+def test_a_damaged_gzip_file_is_an_error(tmp_path, damage):
+    data = bytearray(gzip.compress(b"line\n" * 100))
+    if damage == "garbage behind":
+        data += b"garbage"
+    else:
+        data[12 if damage == "in the data" else -5] ^= 0xFF
+    path = tmp_path / "damaged.gz"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"damaged\.gz can't be decompressed"):
+        list(read_lines(match(str(path))[0]))
+
+
+@pytest.mark.parametrize("change", [b"more\n", None])
+def test_a_file_that_changed_since_it_was_matched_is_an_error(tmp_path, change):
+    path = tmp_path / "live.log"
+    path.write_bytes(b"one\ntwo\n")
+    [file] = match(str(path))
+    path.write_bytes(path.read_bytes() + change if change else b"one\n")
+    with pytest.raises(ValueError, match=r"live\.log had 8 bytes when .* and has (13|4) now"):
+        list(read_lines(file))
+
+
+def test_a_file_that_grows_while_it_is_read_is_an_error(tmp_path):
+    path = tmp_path / "live.log"
+    path.write_bytes(b"one\n" * 100)
+    spans = read_lines(match(str(path))[0], block_bytes=10)
+    next(spans)
+    with path.open("ab") as stream:
+        stream.write(b"more\n")
+    with pytest.raises(ValueError, match=r"had 400 bytes when .* and has 405 now"):
+        list(spans)
+
+
+def test_the_transform_reads_ranges_of_plain_files_and_whole_gzip_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "RANGE_BYTES", 10)
+    monkeypatch.setattr(read_lines, "__kwdefaults__", {"range_bytes": 10, "block_bytes": 4})
+    (tmp_path / "a.log").write_bytes(b"plain 1\nplain 2\r\nplain 3")
+    (tmp_path / "b.log.gz").write_bytes(gzip.compress(b"packed 1\n\npacked 2\n"))
+    a, b = str(tmp_path / "a.log"), str(tmp_path / "b.log.gz")
+
+    def rows(pair):
+        span, batch = pair
+        return [
+            (span.topic, r["offset"], r["payload"], span.range_start) for r in batch.to_pylist()
+        ]
+
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        lines = pipeline | "Read" >> ReadLines(match(f"{tmp_path}/*.log*"))
+        assert_that(
+            lines | beam.FlatMap(rows),
+            equal_to(
+                [
+                    (a, 0, b"plain 1", 0),
+                    (a, 8, b"plain 2", 0),
+                    (a, 17, b"plain 3", 10),
+                    (b, 0, b"packed 1", 0),
+                    (b, 9, b"", 0),
+                    (b, 10, b"packed 2", 10),
+                ]
+            ),
+        )
+        last = lines | beam.Filter(lambda pair: pair[0].last)
+        assert_that(last | beam.combiners.Count.Globally(), equal_to([5]), label="ranges end")
+
+
+def test_patterns_match_each_file_once_sorted_and_no_folders(tmp_path):
+    for name in ("b.log", "a.log", "deep/c.log", "a[1].log"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x\n")
+    found = match(f"{tmp_path}/*,{tmp_path}/b.log,{tmp_path}/**/c.log,{tmp_path}/a[1].log")
+    names = [os.path.relpath(file.path, tmp_path) for file in found]
+    assert names == ["a.log", "a[1].log", "b.log", "deep/c.log"]
+    modified_us = os.stat(tmp_path / "a.log").st_mtime_ns // 1_000
+    assert (found[0].size_bytes, found[0].modified_us) == (2, modified_us)
+
+
+def test_a_pattern_without_a_file_is_an_error(tmp_path):
+    (tmp_path / "a.log").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"no file matches '.*/\*\.gz'"):
+        match(f"{tmp_path}/a.log,{tmp_path}/*.gz")
+    with pytest.raises(FileNotFoundError, match="no file matches"):
+        match(str(tmp_path))
+
+
+LOG_LINE = b'10.0.0.1 - - [17/May/2015:10:05:03 +0000] "GET / HTTP/1.1" 200 5\n'
+EVENT = b'{"event_time":"2026-01-05T09:00:00Z","page_url":"/ [x] \\"y\\""}\n'
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (EVENT * 3, "ndjson"),
+        (b"\n\r\n  " + EVENT + b"garbage\n" * 9, "ndjson"),
+        (LOG_LINE, "access_log"),
+        (LOG_LINE * 60 + EVENT * 40 + EVENT * 500, "access_log"),
+        (b"Obj\x01\x02whatever", "avro"),
+    ],
+)
+def test_the_beginning_tells_the_format(tmp_path, pack, text, expected):
+    path = tmp_path / "input"
+    path.write_bytes(pack(text))
+    assert detect_format(str(path)) == expected
+
+
+@pytest.mark.parametrize("text", [b"", b"hello\nworld\n", LOG_LINE + EVENT, os.urandom(9_000)])
+def test_an_unknown_format_asks_for_the_flag(tmp_path, text):
+    path = tmp_path / "input"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match="say --format=ndjson"):
+        detect_format(str(path))
