@@ -3,7 +3,14 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipelines.kernels.columns import divided, floored, hashes_of, micros, shards_of, timestamps
+from beam_pipelines.kernels.columns import (
+    divided,
+    floored,
+    hashes_of,
+    micros,
+    shards_of,
+    timestamps,
+)
 from beam_pipelines.kernels.counts import counts_per_slice
 
 

@@ -1,0 +1,270 @@
+"""User activity: page views per minute, active users, sessions, a lake, enriched events.
+
+    python -m beam_pipelines.activity                       # generated events
+    python -m beam_pipelines.activity --input='logs/*.gz'   # real files
+
+`build` is the whole pipeline, a stage a line, in the order an event meets them. `--help`
+lists the flags. Exit codes: 0; 1 the run failed, or its verdicts don't add up; 2 misuse.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from beam_pipelines import __version__, report
+from beam_pipelines.connectors import Sinks, Source, open_sinks, open_source
+from beam_pipelines.kernels.decode import Decoder
+from beam_pipelines.model.activity import (
+    ACTIVE_USERS,
+    ACTIVITY,
+    CLICK,
+    PAGE_VIEW,
+    PAGE_VIEW_COUNTS,
+    SESSION_END,
+    SESSION_START,
+    TABLES,
+    USER_SESSIONS,
+)
+from beam_pipelines.model.time_rule import TimeRule
+from beam_pipelines.model.windows import WindowPolicy
+from beam_pipelines.options import ActivityConfig, parse
+from beam_pipelines.runfolder import RunMismatch
+from beam_pipelines.telemetry import Progress, configure_logging, counters
+from beam_pipelines.transforms.aggregate import CountDistinctPerWindow, CountPerWindow
+from beam_pipelines.transforms.dedupe import AcceptAll, Deduplicate
+from beam_pipelines.transforms.lateness import ClassifyLateness
+from beam_pipelines.transforms.parse import COORDINATES, PAYLOAD, Parse
+from beam_pipelines.transforms.rows import FilterRows
+from beam_pipelines.transforms.sessions import Sessionize
+
+
+@dataclass(frozen=True)
+class Activity:
+    """How the pipeline decides; where it reads and writes is up to `build`'s arguments.
+
+    Args:
+      decoder: Turns payloads into rows of ACTIVITY.
+      time: The time rule.
+      dedupe: `event_id`, `payload`, `coordinates` or `none`: what makes two records one.
+      window_s: Length of the windows that page views are counted in.
+      users_window_s: Length of the sliding windows that users are counted in.
+      users_period_s: Seconds from the start of one of them to the next.
+      session_gap_s: Seconds without an event that end a session.
+      early_firing_s: Seconds of processing time between early results of endless input.
+      key_shards: Parts that ids and users are divided into.
+      window_shards: Parts that the partial results of a window are divided into.
+    """
+
+    decoder: Decoder
+    time: TimeRule
+    dedupe: str = "event_id"
+    window_s: int = 60
+    users_window_s: int = 300
+    users_period_s: int = 60
+    session_gap_s: int = 1800
+    early_firing_s: int = 10
+    key_shards: int = 16
+    window_shards: int = 16
+
+    @property
+    def identify_by(self) -> str:
+        """What `Parse` makes the identity of."""
+        return {"event_id": "event_id", "payload": PAYLOAD}.get(self.dedupe, COORDINATES)
+
+    def deduplicate(self) -> beam.PTransform:
+        """Return the stage that lets each event pass once."""
+        if self.dedupe == "none":
+            return AcceptAll()
+        return Deduplicate("identity", self.time.allowed_lateness_s, self.key_shards)
+
+    def views_window(self) -> WindowPolicy:
+        """Return the windows of the page views."""
+        return WindowPolicy.fixed(
+            self.window_s,
+            allowed_lateness_s=self.time.allowed_lateness_s,
+            early_s=self.early_firing_s,
+        )
+
+    def users_window(self) -> WindowPolicy:
+        """Return the windows of the active users."""
+        return WindowPolicy.sliding(
+            self.users_window_s,
+            self.users_period_s,
+            allowed_lateness_s=self.time.allowed_lateness_s,
+            early_s=self.early_firing_s,
+        )
+
+
+def build(pipeline: beam.Pipeline, read: beam.PTransform, activity: Activity, sinks: Sinks) -> None:
+    """Build the pipeline: every stage, in event order."""
+    payloads = pipeline | "Read activity" >> read
+    parsed = payloads | "Parse" >> Parse(activity.decoder, activity.identify_by)
+    timed = parsed.rows | "Classify lateness" >> ClassifyLateness(activity.time)
+    timed.classified | "Write lake" >> sinks.write_lake
+    events = timed.usable | "Deduplicate" >> activity.deduplicate()
+
+    views = events | "Page views" >> FilterRows("event_type", PAGE_VIEW)
+    counts = views | "Count page views" >> CountPerWindow(
+        "page_url", activity.views_window(), "views", activity.window_shards
+    )
+    users = events | "Count active users" >> CountDistinctPerWindow(
+        "user_id", activity.users_window(), "active_users", activity.window_shards
+    )
+    sessions = events | "Sessionize" >> Sessionize(
+        "user_id",
+        activity.session_gap_s,
+        marker="event_type",
+        start=SESSION_START,
+        end=SESSION_END,
+        counts={"page_views": PAGE_VIEW, "clicks": CLICK},
+        allowed_lateness_s=activity.time.allowed_lateness_s,
+        shards=activity.key_shards,
+    )
+    counts | "Store page views" >> sinks.write_table(PAGE_VIEW_COUNTS)
+    users | "Store active users" >> sinks.write_table(ACTIVE_USERS)
+    sessions | "Store sessions" >> sinks.write_table(USER_SESSIONS)
+    events | "Publish enriched" >> sinks.write_enriched
+
+    rejected = (parsed.dead_letters, timed.future, timed.too_late)
+    (
+        rejected
+        | "All dead letters" >> beam.Flatten()
+        | "Store dead letters" >> (sinks.write_dead_letters)
+    )
+
+
+def broken_laws(counted: Mapping[str, int]) -> list[str]:
+    """Return what doesn't add up in the counters of a finished run; nothing should."""
+    count = {name: counted.get(name, 0) for name in (*COUNTED, *ROWS_WRITTEN)}
+    usable = count["on_time"] + count["late"]
+    rejected = count["invalid"] + count["future"] + count["too_late"]
+    laws = {
+        "read = invalid + future + too_late + on_time + late": count["read"] - rejected - usable,
+        "on_time + late = accepted + duplicate": usable - count["accepted"] - count["duplicate"],
+        "lake = on_time + late + too_late": count["rows_written.lake"] - usable - count["too_late"],
+        "enriched = accepted": count["rows_written.enriched"] - count["accepted"],
+        "dead_letters = invalid + future + too_late": count["rows_written.dead_letters"] - rejected,
+        "older_than_folded = 0": count["older_than_folded"],
+    }
+    return [f"{law} is off by {difference:,}" for law, difference in laws.items() if difference]
+
+
+COUNTED = (
+    "read",
+    "invalid",
+    "future",
+    "too_late",
+    "on_time",
+    "late",
+    "accepted",
+    "duplicate",
+    "ignored_session_ends",
+    "older_than_folded",
+)
+SINKS = (*(table.name for table in TABLES), "lake", "enriched", "dead_letters")
+ROWS_WRITTEN = tuple(f"rows_written.{sink}" for sink in SINKS)
+
+
+class Misuse(ValueError):  # noqa: N818 (the user's, so not an Error)
+    """What was asked for can't be done."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the pipeline; returns the exit code."""
+    configure_logging()
+    config, options = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        _require_this_process(config, options)
+        source = open_source(config)
+        if config.time.as_of_us is None:
+            config = replace(config, time=replace(config.time, as_of_us=source.as_of_us))
+        identity = {
+            "version": __version__,
+            "input": source.identity,
+            "settings": {**config.settings_identity(), "format": source.format},
+        }
+        config.folder.begin(identity, overwrite=config.overwrite)
+    except (Misuse, RunMismatch, FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    summary = run(config, source, options)
+    config.folder.write_summary(summary)
+    report.show(config, summary)
+    for law in summary["broken_laws"]:
+        print(f"This run can't be trusted: {law}", file=sys.stderr)
+    return 1 if summary["broken_laws"] else 0
+
+
+def run(config: ActivityConfig, source: Source, options: PipelineOptions) -> dict[str, Any]:
+    """Run the pipeline in this process; returns what summary.json says."""
+    from beam_pipelines.io.duckdb import create_events_view, digest
+    from beam_pipelines.io.publication import remove_leftovers
+
+    folders = (config.lake, config.enriched, config.dead_letters)
+    for folder in folders:
+        remove_leftovers(folder)
+    as_of = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=config.time.as_of_us or 0)
+    sinks = open_sinks(config, as_of.isoformat().replace("+00:00", "Z"))
+    started = time.monotonic()
+    with Progress(["read", "accepted"], source.records):
+        pipeline = beam.Pipeline(runner=FnApiRunner(), options=options)
+        build(pipeline, source.read, _decisions(config, source), sinks)
+        result = pipeline.run()
+        result.wait_until_finish()
+    for folder in folders:
+        remove_leftovers(folder)
+    create_events_view(config.database_path, config.lake, ACTIVITY)
+    seconds = time.monotonic() - started
+    counted = counters(result)
+    return {
+        "read": counted.get("read", 0),
+        "verdicts": {name: counted.get(name, 0) for name in COUNTED[1:8]},
+        "invalid": {
+            name.removeprefix("invalid."): count
+            for name, count in sorted(counted.items())
+            if name.startswith("invalid.")
+        },
+        "ignored_session_ends": counted.get("ignored_session_ends", 0),
+        "rows_written": {sink: counted.get(f"rows_written.{sink}", 0) for sink in SINKS},
+        "broken_laws": broken_laws(counted),
+        "as_of": as_of.isoformat(),
+        "seconds": round(seconds, 3),
+        "result_sha256": digest(config.database_path, TABLES),
+    }
+
+
+def _decisions(config: ActivityConfig, source: Source) -> Activity:
+    automatic = "coordinates" if source.format == "access_log" else "event_id"
+    return Activity(
+        decoder=source.decoder,
+        time=config.time,
+        dedupe=automatic if config.dedupe == "auto" else config.dedupe,
+        window_s=config.window_s,
+        users_window_s=config.users_window_s,
+        users_period_s=config.users_period_s,
+        session_gap_s=config.session_gap_s,
+        early_firing_s=config.early_firing_s,
+        # One process gains nothing from shards but smaller tables, which fit its caches.
+        key_shards=8,
+        window_shards=1,
+    )
+
+
+def _require_this_process(config: ActivityConfig, options: PipelineOptions) -> None:
+    direct = options.view_as(DirectOptions)
+    if not config.in_process or direct.direct_running_mode == "multi_processing":
+        raise Misuse(
+            f"{config.database} is a DuckDB file, which one process writes: use "
+            "--runner=DirectRunner, and not --direct_running_mode=multi_processing"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

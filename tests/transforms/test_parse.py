@@ -1,0 +1,179 @@
+"""From payloads to rows and dead letters, and on to the verdicts of the time rule."""
+
+import json
+
+import apache_beam as beam
+import pyarrow as pa
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.testing.util import assert_that, equal_to
+
+from beam_pipelines.kernels.ndjson import NdjsonDecoder
+from beam_pipelines.model.batches import BatchOf, batch_of_rows
+from beam_pipelines.model.records import EVENT_TIME, PAYLOADS, TIMESTAMP
+from beam_pipelines.model.span import Span, spanned
+from beam_pipelines.model.time_rule import TimeRule
+from beam_pipelines.transforms.lateness import ClassifyLateness
+from beam_pipelines.transforms.parse import COORDINATES, PAYLOAD, Parse
+
+READINGS = pa.schema(
+    [
+        pa.field(EVENT_TIME, TIMESTAMP, nullable=False),
+        pa.field("sensor", pa.string(), nullable=False),
+        pa.field("id", pa.string()),
+    ]
+)
+DECODER = NdjsonDecoder(READINGS, {}, {})
+S = 1_000_000
+
+
+def reading(time_s, sensor="a", **more):
+    return json.dumps({"event_time": time_s * 1000, "sensor": sensor, **more}).encode()
+
+
+def records(*payloads, start=0, append_s=None, last=True):
+    rows = [
+        {"payload": payload, "offset": start + i, "append_time": append_s and append_s * S}
+        for i, payload in enumerate(payloads)
+    ]
+    end = start + len(payloads)
+    return Span("topic", 3, 0, 1000, start, end, last), batch_of_rows(rows, PAYLOADS)
+
+
+def run(check, *pairs, identify_by="id", rule=None):
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        payloads = pipeline | beam.Create(list(pairs), reshuffle=False).with_output_types(
+            spanned(BatchOf(PAYLOADS))
+        )
+        parsed = payloads | Parse(DECODER, identify_by)
+        check(parsed if rule is None else parsed.rows | ClassifyLateness(rule))
+
+
+def column(name):
+    return lambda batch: batch[name].to_pylist()
+
+
+def of_pair(name):
+    return lambda pair: pair[1][name].to_pylist()
+
+
+def test_a_bad_record_becomes_a_dead_letter_and_the_batch_around_it_survives():
+    def check(parsed):
+        assert_that(
+            parsed.rows | "S" >> beam.FlatMap(of_pair("sensor")), equal_to(["a", "b"]), label="rows"
+        )
+        letters = parsed.dead_letters | "L" >> beam.FlatMap(lambda batch: batch.to_pylist())
+        assert_that(
+            letters
+            | beam.Map(
+                lambda letter: (
+                    letter["payload"],
+                    letter["topic"],
+                    letter["partition"],
+                    letter["offset"],
+                    letter["stage"],
+                    letter["reason"],
+                )
+            ),
+            equal_to([(b"garbage", "topic", 3, 1, "parse", "not_json")]),
+            label="letters",
+        )
+
+    run(check, records(reading(1, "a"), b"garbage", reading(2, "b")))
+
+
+def test_a_batch_of_garbage_and_an_empty_one_still_tell_what_they_cover():
+    def check(parsed):
+        spans = parsed.rows | beam.Map(lambda pair: (pair[0].start, pair[0].end, len(pair[1])))
+        assert_that(spans, equal_to([(0, 3, 0), (3, 3, 0), (3, 4, 1)]), label="spans")
+        reasons = parsed.dead_letters | beam.FlatMap(column("reason"))
+        assert_that(
+            reasons, equal_to(["not_json", "empty_payload", "empty_payload"]), label="reasons"
+        )
+
+    run(
+        check,
+        records(b"{]", b"", None, last=False),
+        records(start=3, last=False),
+        records(reading(1), start=3),
+    )
+
+
+@pytest.mark.parametrize(
+    ("identify_by", "expected"),
+    [
+        # id and time; the payload where there is no id; so copies pair up as listed
+        ("id", [0, 0, 2, 3, 3]),
+        (PAYLOAD, [0, 1, 2, 3, 3]),
+        (COORDINATES, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_copies_of_an_event_share_an_identity(identify_by, expected):
+    payloads = [
+        reading(1, "a", id="x"),
+        reading(1, "a", id="x", extra=1),
+        reading(2, "a", id="x"),
+        reading(3, "a"),
+        reading(3, "a"),
+    ]
+
+    def check(parsed):
+        def first_alike(pair):
+            identities = pair[1]["identity"].to_pylist()
+            return [identities.index(identity) for identity in identities]
+
+        assert_that(parsed.rows | beam.FlatMap(first_alike), equal_to(expected))
+
+    run(check, records(*payloads), identify_by=identify_by)
+
+
+def test_an_identity_by_no_column_is_refused():
+    with pytest.raises(ValueError, match="can't identify rows by 'uuid'"):
+        Parse(DECODER, "uuid")
+
+
+def test_each_verdict_goes_its_way():
+    rule = TimeRule(out_of_orderness_s=120, allowed_lateness_s=60, future_tolerance_s=300)
+    late = [reading(880, "edge"), reading(879, "late"), reading(819, "gone")]
+    pair = records(*late, reading(1301, "early"), reading(1000, "now"), append_s=1000)
+
+    def check(timed):
+        classified = timed.classified | beam.FlatMap(
+            lambda pair: zip(
+                pair[1]["sensor"].to_pylist(), pair[1]["verdict"].to_pylist(), strict=True
+            )
+        )
+        verdicts = [
+            ("edge", "on_time"), ("late", "late"), ("gone", "too_late"), ("now", "on_time"),
+        ]  # fmt: skip
+        assert_that(classified, equal_to(verdicts), label="classified")
+        usable = timed.usable | "U" >> beam.FlatMap(column("sensor"))
+        assert_that(usable, equal_to(["edge", "late", "now"]), label="usable")
+        for output, expected in (
+            (timed.too_late, (late[2], 2, "lateness", "too_late", 61.0)),
+            (timed.future, (reading(1301, "early"), 3, "lateness", "future", -301.0)),
+        ):
+            letters = output | f"{expected[3]} rows" >> beam.FlatMap(
+                lambda batch: [
+                    (r["payload"], r["offset"], r["stage"], r["reason"], r["seconds_late"])
+                    for r in batch.to_pylist()
+                ]
+            )
+            assert_that(letters, equal_to([expected]), label=expected[3])
+        messages = timed.too_late | beam.FlatMap(column("message"))
+        assert_that(
+            messages,
+            equal_to(["event_time is 61.000 s behind the watermark; 60 s are allowed"]),
+            label="message",
+        )
+
+    run(check, pair, rule=rule)
+
+
+def test_a_span_goes_on_to_the_lake_when_all_its_rows_are_from_the_future():
+    def check(timed):
+        covered = timed.classified | beam.Map(lambda pair: (pair[0].end, len(pair[1])))
+        assert_that(covered, equal_to([(1, 0)]), label="covered")
+        assert_that(timed.usable, equal_to([]), label="usable")
+
+    run(check, records(reading(10_000), append_s=1), rule=TimeRule())
