@@ -116,7 +116,6 @@ def _demo(config: ActivityConfig) -> Source:
 
 
 def _files(config: ActivityConfig) -> Source:
-    from beam_pipelines.io.avro_files import ReadAvroFiles, writer_schema
     from beam_pipelines.io.files import ReadLines, detect_format, match
 
     files = match(config.input)
@@ -127,17 +126,20 @@ def _files(config: ActivityConfig) -> Source:
         examples = ", ".join(f"{path} is {name}" for name, path in formats.items())
         raise ValueError(f"--input={config.input} has several formats: {examples}; read them apart")
     (name,) = formats
+    read: beam.PTransform = ReadLines(files)
     decoder: Decoder
     if name == "access_log":
         decoder = _access_log()
     elif name == "avro":
+        from beam_pipelines.io.avro_files import ReadAvroFiles, writer_schema
         from beam_pipelines.kernels.avro import AvroDecoder
 
+        read = ReadAvroFiles(files)
         decoder = AvroDecoder(ACTIVITY, config.fields, _values(config), writer_schema)
     else:
         decoder = _ndjson(config)
     return Source(
-        read=ReadAvroFiles(files) if name == "avro" else ReadLines(files),
+        read=read,
         format=name,
         decoder=decoder,
         identity={
