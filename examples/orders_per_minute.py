@@ -18,4 +18,5 @@ ROWS = [
 with beam.Pipeline(runner=FnApiRunner()) as pipeline:
     orders = pipeline | beam.Create(ROWS) | Batch(ORDERS) | Deduplicate(by="order_id")
     counts = orders | CountPerWindow(by="shop", window=WindowPolicy.fixed(60), into="orders")
-    counts | Unbatch() | beam.Map(lambda row: print(row["window_start"], row["shop"], row["orders"]))
+    rows = counts | Unbatch()
+    rows | beam.Map(lambda row: print(row["window_start"], row["shop"], row["orders"]))

@@ -88,7 +88,9 @@ class Decoded(NamedTuple):
 class Decoder(Protocol):
     """Turns payloads into rows of a schema. Never raises for what a payload holds."""
 
-    schema: pa.Schema
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the rows; those that are not nullable are required."""
 
     def __call__(self, payloads: pa.BinaryArray, topic: str) -> Decoded:
         """Decode payloads (nulls allowed) that were read from a topic or file."""

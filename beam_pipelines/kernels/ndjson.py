@@ -209,13 +209,12 @@ def _is_too_deep(text: str) -> bool:
 def _is_text(payloads: pa.BinaryArray, text: Bytes) -> np.ndarray:
     """Tell which rows are UTF-8 and not null."""
     there: np.ndarray = payloads.is_valid().to_numpy(zero_copy_only=False)
-    foreign = text.data >= 0x80
     if text.data.max() < 0x80:
         return there
     try:
         payloads.cast(pa.string())
     except pa.ArrowInvalid:
-        for row in np.flatnonzero(text.per_row(foreign)).tolist():
+        for row in np.flatnonzero(text.per_row(text.data >= 0x80)).tolist():
             try:
                 text.data[text.offsets[row] : text.offsets[row + 1]].tobytes().decode()
             except UnicodeDecodeError:
@@ -277,19 +276,16 @@ def _listed(field: Field, values: list[Any]) -> _Raw:
     """Make a raw column of parsed values."""
     if field.kind is not Kind.TIME:
         return pa.array(values, pa.string() if field.is_text else field.column.type)
-    try:
+    is_number = np.array([type(value) is int for value in values], bool)
+    if not is_number.any():
         return pa.array(values, pa.string())
-    except (pa.ArrowTypeError, pa.ArrowInvalid):  # some are integers
-        return pa.array([_micros(value) for value in values], pa.timestamp("us", tz="UTC"))
-
-
-def _micros(value: str | int | None) -> int | None:
-    if value is None:
-        return None
-    micros, status = (
-        rfc3339.parse_one(value) if isinstance(value, str) else rfc3339.from_epoch_ms_one(value)
+    texts = pa.array([None if type(value) is int else value for value in values], pa.string())
+    micros, status = rfc3339.parse(texts)
+    numbers = [value for value in values if type(value) is int]
+    micros[is_number], status[is_number] = rfc3339.from_epoch_ms(
+        np.array([value if abs(value) < 1 << 62 else 1 << 62 for value in numbers], np.int64)
     )
-    return micros if status == rfc3339.OK else None
+    return pa.array(micros, mask=status != rfc3339.OK).view(pa.timestamp("us", tz="UTC"))
 
 
 def _column(field: Field, values: _Raw, rows: int) -> tuple[pa.Array, np.ndarray]:

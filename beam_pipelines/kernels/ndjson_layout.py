@@ -43,8 +43,10 @@ class Bytes(NamedTuple):
         return np.ndarray(len(self.data) - _WORD + 1, "<u8", self.data, strides=(1,))
 
     def per_row(self, flags: np.ndarray) -> np.ndarray:
-        """Count the flagged bytes in each row."""
-        return np.diff(np.searchsorted(np.flatnonzero(flags), self.offsets))
+        """Count the flagged bytes, which are few, in each row."""
+        rows = np.searchsorted(self.offsets, np.flatnonzero(flags), side="right") - 1
+        rows_here = len(self.offsets) - 1  # a short column is padded behind its last row
+        return np.bincount(rows, minlength=rows_here)[:rows_here]
 
     def cut(self, starts: np.ndarray, ends: np.ndarray) -> pa.StringArray:
         """Copy a stretch of each row, ascending, into a column; it must be UTF-8."""
@@ -127,6 +129,8 @@ class Layout:
             return None
         if not slots or not _CLOSING.fullmatch(record, position) or len(set(keys)) < len(keys):
             return None
+        if not all(_KEY_END in literal for literal in literals):
+            return None  # white space before a colon
         return cls((*literals, record[literal_start:]), tuple(slots), tuple(nulls))
 
     @property
@@ -138,21 +142,21 @@ class Layout:
         skeleton, words = self._skeleton, text.words
         last = len(self.literals) - 1
         rows = rows[
-            (marks.counts[rows] == skeleton.count(b'"'))
+            (marks.counts[rows] == skeleton.count(_KEY_END))
             & (marks.controls[rows] == sum(byte < _SPACE for byte in skeleton))
             & (text.offsets[rows + 1] - text.offsets[rows] >= max(len(skeleton), _WORD))
         ]
         row_starts, row_ends, first = text.offsets[rows], text.offsets[rows + 1], marks.first[rows]
-        quote, starts = 0, []  # quotes in the literals so far; where each literal starts
+        keys, starts = 0, []  # keys in the literals so far; where each literal starts
         good = np.ones(len(rows), bool)
         for i, literal in enumerate(self.literals):
             if i == 0:
                 start = row_starts
-            elif b'"' in literal:
-                start = marks.quotes[first + quote] - literal.index(b'"')
+            elif _KEY_END in literal:
+                start = marks.key_ends[first + keys] - literal.index(_KEY_END)
             else:
                 start = row_ends - len(literal)  # only the last literal may have none
-            quote += literal.count(b'"')
+            keys += literal.count(_KEY_END)
             good &= _is(words, literal, start, from_start=i == 0)
             starts.append(start)
         good &= starts[last] + len(self.literals[last]) == row_ends
@@ -169,13 +173,20 @@ class Layout:
                 numbers[slot.key], plain = _integers(text.data, words, begin, end)
                 good &= plain
 
-        kept = slice(None) if good.all() else np.flatnonzero(good)
+        kept = np.flatnonzero(good)
+        texts = {
+            slot.key: text.cut(begin[kept], end[kept])
+            for slot, (begin, end) in zip(self.slots, spans, strict=True)
+            if slot.is_text
+        }
+        plain = ~_any_quoted(list(texts.values()), len(kept))
+        if not plain.all():
+            texts = {key: column.filter(pa.array(plain)) for key, column in texts.items()}
+            kept = kept[plain]
         values: dict[str, pa.StringArray | np.ndarray | None] = dict.fromkeys(self.nulls)
-        for slot, (begin, end) in zip(self.slots, spans, strict=True):
+        for slot in self.slots:
             if slot.is_read:
-                values[slot.key] = (
-                    text.cut(begin[kept], end[kept]) if slot.is_text else numbers[slot.key][kept]
-                )
+                values[slot.key] = texts[slot.key] if slot.is_text else numbers[slot.key][kept]
         return Cut(rows[kept], values)
 
 
@@ -210,6 +221,7 @@ def cut_alike(text: Bytes, usable: np.ndarray, reads: Mapping[str, str]) -> list
     return cuts
 
 
+_KEY_END = b'":'
 _WORD = 8
 _SPACE = 0x20
 _FEWEST_ROWS = 32  # fewer are parsed faster than learnt
@@ -229,22 +241,22 @@ _CLOSING = re.compile(rb"\}[ \t\r\n]*")
 
 
 class _Marks(NamedTuple):
-    """Where the quotes of the rows are, and how many odd bytes they hold."""
+    """Where keys of the rows end, and how many odd bytes they hold."""
 
-    quotes: np.ndarray  # positions of all quotes
-    first: np.ndarray  # int64 per row: index into `quotes` of its first
-    counts: np.ndarray  # per row
+    key_ends: np.ndarray  # positions of all `":`
+    first: np.ndarray  # int64 per row: index into `key_ends` of its first
+    counts: np.ndarray  # of key ends, per row
     controls: np.ndarray  # control characters per row
     backslashes: np.ndarray  # per row
 
     @classmethod
     def of(cls, text: Bytes) -> "_Marks":
-        quotes = _positions(text.data, ord('"'))
-        bounds = np.searchsorted(quotes, text.offsets)
+        key_ends = _key_ends(text.data)
+        bounds = np.searchsorted(key_ends, text.offsets)
         none = np.zeros(len(text.offsets) - 1, np.int64)
         backslash = text.data == ord("\\")
         return cls(
-            quotes,
+            key_ends,
             bounds[:-1],
             np.diff(bounds),
             text.per_row(text.data < _SPACE) if text.data.min() < _SPACE else none,
@@ -252,13 +264,27 @@ class _Marks(NamedTuple):
         )
 
 
-def _positions(data: np.ndarray, byte: int) -> np.ndarray:
-    """Find a byte, in pieces that stay in the cache."""
-    flags, found = np.empty(_PIECE_BYTES, bool), []
-    for start in range(0, len(data), _PIECE_BYTES):
-        piece = data[start : start + _PIECE_BYTES]
-        found.append(np.flatnonzero(np.equal(piece, byte, out=flags[: len(piece)])) + start)
+def _key_ends(data: np.ndarray) -> np.ndarray:
+    """Find every quote with a colon behind it, in pieces that stay in the cache."""
+    quotes, colons, found = np.empty(_PIECE_BYTES, bool), np.empty(_PIECE_BYTES, bool), []
+    for start in range(0, len(data) - 1, _PIECE_BYTES):
+        behind = data[start + 1 : start + 1 + _PIECE_BYTES]
+        size = len(behind)
+        flags = np.equal(data[start : start + size], ord('"'), out=quotes[:size])
+        flags &= np.equal(behind, ord(":"), out=colons[:size])
+        found.append(np.flatnonzero(flags) + start)
     return np.concatenate(found)
+
+
+def _any_quoted(columns: list[pa.StringArray], rows: int) -> np.ndarray:
+    """Tell in which rows a text holds a quote: such a row is no JSON, or another layout's."""
+    quoted = np.zeros(rows, bool)
+    for column in columns:
+        text = Bytes.of(column)
+        flags = text.data == ord('"')
+        if flags.any():
+            quoted |= text.per_row(flags) > 0
+    return quoted
 
 
 def _most_common(text: Bytes, rows: np.ndarray, reads: Mapping[str, str]) -> Layout | None:

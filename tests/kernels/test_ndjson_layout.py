@@ -151,8 +151,10 @@ def test_alike_records_are_cut_as_json_reads_them(rows, order, separators):
         for record in records
     ]
     ((found, values),) = cut(lines)
-    # The first row may lie too near to the beginning of the data for whole words.
-    assert set(range(len(lines))) - set(found) <= {0}
+    # The first row may lie too near to the beginning of the data for whole words; a text
+    # that begins with a colon looks like a key.
+    like_keys = {i for i, record in enumerate(rows) if ":" in (record[0][:1], record[2][:1])}
+    assert set(range(len(lines))) - set(found) <= {0} | like_keys
     assert values == {name: [records[row][name] for row in found] for name in ("u", "n", "t")}
 
 
