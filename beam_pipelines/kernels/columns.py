@@ -41,8 +41,8 @@ def floored(values: np.ndarray, step: int) -> np.ndarray:
 
 
 def shards_of(values: np.ndarray, shards: int) -> np.ndarray:
-    """Choose a shard for each hash from its high bits; tables use the low ones."""
-    return (values >> np.uint64(40)) % np.uint64(shards)
+    """Choose a shard for each hash from its low bits; tables and sketches use the high ones."""
+    return (values & np.uint64(0xFFFF)) % np.uint64(shards)
 
 
 def divided(rows: pa.RecordBatch, keys: np.ndarray) -> Iterator[tuple[int, pa.RecordBatch]]:

@@ -209,17 +209,23 @@ def _is_too_deep(text: str) -> bool:
 def _is_text(payloads: pa.BinaryArray, text: Bytes) -> np.ndarray:
     """Tell which rows are UTF-8 and not null."""
     there: np.ndarray = payloads.is_valid().to_numpy(zero_copy_only=False)
-    if text.data.max() < 0x80:
-        return there
     try:
         payloads.cast(pa.string())
     except pa.ArrowInvalid:
-        for row in np.flatnonzero(text.per_row(text.data >= 0x80)).tolist():
-            try:
-                text.data[text.offsets[row] : text.offsets[row + 1]].tobytes().decode()
-            except UnicodeDecodeError:
-                there[row] = False
+        foreign = np.flatnonzero(text.per_row(text.data >= 0x80))
+        for row, payload in zip(
+            foreign.tolist(), payloads.take(pa.array(foreign)).to_pylist(), strict=True
+        ):
+            there[row] = payload is not None and _is_utf8(payload)
     return there
+
+
+def _is_utf8(payload: bytes) -> bool:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _may_differ(payloads: pa.BinaryArray, text: Bytes, names: Iterable[str]) -> np.ndarray:

@@ -44,7 +44,11 @@ class Bytes(NamedTuple):
 
     def per_row(self, flags: np.ndarray) -> np.ndarray:
         """Count the flagged bytes, which are few, in each row."""
-        rows = np.searchsorted(self.offsets, np.flatnonzero(flags), side="right") - 1
+        return self.counted(np.flatnonzero(flags))
+
+    def counted(self, positions: np.ndarray) -> np.ndarray:
+        """Count the positions, ascending and few, that lie in each row."""
+        rows = np.searchsorted(self.offsets, positions, side="right") - 1
         rows_here = len(self.offsets) - 1  # a short column is padded behind its last row
         return np.bincount(rows, minlength=rows_here)[:rows_here]
 
@@ -251,29 +255,42 @@ class _Marks(NamedTuple):
 
     @classmethod
     def of(cls, text: Bytes) -> "_Marks":
-        key_ends = _key_ends(text.data)
+        key_ends, controls, backslashes = _found(text.data)
         bounds = np.searchsorted(key_ends, text.offsets)
-        none = np.zeros(len(text.offsets) - 1, np.int64)
-        backslash = text.data == ord("\\")
         return cls(
             key_ends,
             bounds[:-1],
             np.diff(bounds),
-            text.per_row(text.data < _SPACE) if text.data.min() < _SPACE else none,
-            text.per_row(backslash) if backslash.any() else none,
+            text.counted(controls),
+            text.counted(backslashes),
         )
 
 
-def _key_ends(data: np.ndarray) -> np.ndarray:
-    """Find every quote with a colon behind it, in pieces that stay in the cache."""
-    quotes, colons, found = np.empty(_PIECE_BYTES, bool), np.empty(_PIECE_BYTES, bool), []
-    for start in range(0, len(data) - 1, _PIECE_BYTES):
+def _found(data: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find every quote with a colon behind it, control character and backslash.
+
+    In pieces that stay in the cache: memory is the limit here.
+    """
+    key_ends, controls, backslashes = [], [], []
+    flags, colons = np.empty(_PIECE_BYTES, bool), np.empty(_PIECE_BYTES, bool)
+    for start in range(0, len(data), _PIECE_BYTES):
+        piece = data[start : start + _PIECE_BYTES]
         behind = data[start + 1 : start + 1 + _PIECE_BYTES]
         size = len(behind)
-        flags = np.equal(data[start : start + size], ord('"'), out=quotes[:size])
-        flags &= np.equal(behind, ord(":"), out=colons[:size])
-        found.append(np.flatnonzero(flags) + start)
-    return np.concatenate(found)
+        found = np.equal(piece[:size], ord('"'), out=flags[:size])
+        found &= np.equal(behind, ord(":"), out=colons[:size])
+        key_ends.append(np.flatnonzero(found) + start)
+        if piece.min() < _SPACE:
+            controls.append(np.flatnonzero(piece < _SPACE) + start)
+        found = np.equal(piece, ord("\\"), out=flags[: len(piece)])
+        if found.any():
+            backslashes.append(np.flatnonzero(found) + start)
+    nowhere = np.zeros(0, np.int64)
+    return (
+        np.concatenate([nowhere, *key_ends]),
+        np.concatenate([nowhere, *controls]),
+        np.concatenate([nowhere, *backslashes]),
+    )
 
 
 def _any_quoted(columns: list[pa.StringArray], rows: int) -> np.ndarray:

@@ -2,23 +2,26 @@
 
 import numpy as np
 
-_SMALLEST = 1 << 10
+_SMALLEST_BITS = 10
 _ZERO = np.uint64(0x9E3779B97F4A7C15)  # stands in for id 0, which marks an empty slot
 
 
 class SeenTable:
     """A set of 64-bit hashes with open addressing, probed a column at a time.
 
-    12 bytes a slot, at most half of the slots used.
+    An id's home is the slot that its high bits name; if that is taken, the next free one
+    after it. 12 bytes a slot, at most half of the slots used.
     """
 
     def __init__(self) -> None:
-        self._resize(_SMALLEST)
-
-    def _resize(self, slots: int) -> None:
-        self._slots = np.zeros(slots, np.uint64)
-        self._rows = np.empty(slots, np.int32)  # scratch: which row of a batch took the slot
         self._used = 0
+        self._resize(_SMALLEST_BITS)
+
+    def _resize(self, bits: int) -> None:
+        self._shift = np.uint64(64 - bits)
+        self._last = (1 << bits) - 1
+        self._slots = np.zeros(1 << bits, np.uint64)
+        self._rows = np.empty(1 << bits, np.int32)  # scratch: which row of a batch took the slot
 
     def __len__(self) -> int:
         return self._used
@@ -32,7 +35,7 @@ class SeenTable:
         """Add ids.
 
         Args:
-          ids: uint64 hashes; well mixed, as their low bits choose the slot.
+          ids: uint64 hashes; well mixed, as their high bits choose the slot.
 
         Returns:
           bool per id: whether it is the first sight of it, in this table and in `ids`.
@@ -40,33 +43,40 @@ class SeenTable:
         needed = 2 * (self._used + len(ids))
         if needed > len(self._slots):
             seen = self._slots[self._slots != 0]
-            self._resize(1 << (needed - 1).bit_length())
-            self._insert(seen)
+            self._resize((needed - 1).bit_length())
+            self._fill(seen)
         return self._insert(np.where(ids == 0, _ZERO, ids))
 
+    def _fill(self, ids: np.ndarray) -> None:
+        """Put distinct ids into the empty table: in the order of their homes, side by side."""
+        ids = np.sort(ids)
+        count = np.arange(len(ids))
+        places = np.maximum.accumulate((ids >> self._shift).astype(np.int64) - count) + count
+        inside = int(np.searchsorted(places, self._last, side="right"))
+        self._slots[places[:inside]] = ids[:inside]
+        self._used = inside
+        self._insert(ids[inside:])  # the few that go round the end
+
     def _insert(self, ids: np.ndarray) -> np.ndarray:
-        slots, mask = self._slots, np.uint64(len(self._slots) - 1)
+        slots = self._slots
         first = np.zeros(len(ids), bool)
         pending = np.arange(len(ids), dtype=np.int32)
-        values, places = ids, (ids & mask).astype(np.int64)
+        values, places = ids, (ids >> self._shift).astype(np.int64)
         while len(pending):
             there = slots[places]
-            empty = there == 0
-            if empty.any():
+            empty = np.flatnonzero(there == 0)
+            if len(empty):
                 # Rows that share an empty slot: the last write stands, so write backwards
                 # for the earliest row. Equal ids take the same path and meet here.
-                free, candidates = places[empty][::-1], pending[empty][::-1]
-                slots[free] = values[empty][::-1]
-                taken = slots[free] == ids[candidates]
-                free, candidates = free[taken], candidates[taken]
+                backwards = empty[::-1]
+                free, candidates = places[backwards], pending[backwards]
+                slots[free] = values[backwards]
                 self._rows[free] = candidates
                 winners = candidates[self._rows[free] == candidates]
                 first[winners] = True
                 self._used += len(winners)
-                there = slots[places]
-            other = there != values
-            if not other.any():
-                break
+                there[empty] = slots[places[empty]]
+            other = np.flatnonzero(there != values)
             pending, values = pending[other], values[other]
-            places = (places[other] + 1) & np.int64(mask)
+            places = (places[other] + 1) & self._last
         return first
