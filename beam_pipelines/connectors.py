@@ -3,10 +3,10 @@
 The one place that knows the schemes. What a run doesn't use is never imported.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 
@@ -15,6 +15,9 @@ from beam_pipelines.model.activity import ACTIVITY, PAGE_VIEW
 from beam_pipelines.model.records import EVENT_TIME
 from beam_pipelines.model.tables import Table
 from beam_pipelines.options import DEMO, ActivityConfig
+
+if TYPE_CHECKING:
+    from beam_pipelines.io.files import InputFile
 
 ENRICHED_SHARDS = 8
 """Files that the accepted events are divided among."""
@@ -116,16 +119,10 @@ def _demo(config: ActivityConfig) -> Source:
 
 
 def _files(config: ActivityConfig) -> Source:
-    from beam_pipelines.io.files import ReadLines, detect_format, match
+    from beam_pipelines.io.files import ReadLines, match
 
     files = match(config.input)
-    formats = {config.format: ""}
-    if config.format == "auto":
-        formats = {detect_format(file.path): file.path for file in reversed(files)}
-    if len(formats) > 1:
-        examples = ", ".join(f"{path} is {name}" for name, path in formats.items())
-        raise ValueError(f"--input={config.input} has several formats: {examples}; read them apart")
-    (name,) = formats
+    name = config.format if config.format != "auto" else _common_format(config, files)
     read: beam.PTransform = ReadLines(files)
     decoder: Decoder
     if name == "access_log":
@@ -150,6 +147,17 @@ def _files(config: ActivityConfig) -> Source:
         as_of_us=max(file.modified_us for file in files),
         records=None,
     )
+
+
+def _common_format(config: ActivityConfig, files: Sequence["InputFile"]) -> str:
+    from beam_pipelines.io.files import detect_format
+
+    found = {detect_format(file.path): file.path for file in reversed(files)}
+    formats = {name: path for name, path in found.items() if name is not None}
+    if len(formats) > 1:
+        examples = ", ".join(f"{path} is {name}" for name, path in formats.items())
+        raise ValueError(f"--input={config.input} has several formats: {examples}; read them apart")
+    return next(iter(formats), "ndjson")
 
 
 def _ndjson(config: ActivityConfig) -> Decoder:

@@ -69,7 +69,8 @@ def _top_pages(database: duckdb.DuckDBPyConnection) -> list[str]:
 
 def _users(database: duckdb.DuckDBPyConnection) -> list[str]:
     rows = database.execute(
-        "SELECT strftime(window_end, '%Y-%m-%d %H:%M'), active_users FROM active_users ORDER BY 1"
+        "SELECT strftime(window_end, '%Y-%m-%d %H:%M'), active_users FROM active_users "
+        "ORDER BY window_end"
     ).fetchall()
     if not rows:
         return []

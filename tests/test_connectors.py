@@ -41,6 +41,12 @@ def test_files_of_several_formats_are_refused(logs):
         source_of(f"--input={logs}/*.log")
 
 
+def test_empty_files_have_every_format(logs):
+    (logs / "0.log").write_bytes(b"")
+    assert source_of(f"--input={logs}/*.log").format == "access_log"
+    assert source_of(f"--input={logs}/0.log").format == "ndjson"
+
+
 def test_a_format_that_is_named_is_not_questioned(logs):
     assert source_of(f"--input={logs}/*.log", "--format=ndjson").format == "ndjson"
 

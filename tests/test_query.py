@@ -8,7 +8,9 @@ from beam_pipelines.query import main
 def database(tmp_path):
     path = str(tmp_path / "results.duckdb")
     with duckdb.connect(path) as connection:
-        connection.execute("CREATE TABLE t AS SELECT TIMESTAMPTZ '2026-01-05 10:00:00+01' AS moment")
+        connection.execute(
+            "CREATE TABLE t AS SELECT TIMESTAMPTZ '2026-01-05 10:00:00+01' AS moment"
+        )
     return path
 
 

@@ -197,8 +197,8 @@ def digest(path: str, tables: Iterable[Table]) -> str:
     """Return a SHA-256 of the rows of tables, whatever order they were written in.
 
     What is hashed: per table its name on a line, then its rows in the order of its key,
-    as `ndjson` writes them, key columns first. It depends on neither the version of
-    DuckDB nor the file's layout.
+    as `ndjson` writes them, key columns first and times as µs since 1970. It depends on
+    neither the version of DuckDB nor the file's layout.
     """
     sha = hashlib.sha256()
     with duckdb.connect(path, read_only=True) as connection:
@@ -206,7 +206,7 @@ def digest(path: str, tables: Iterable[Table]) -> str:
         for table in tables:
             sha.update(f"{table.name}\n".encode())
             names = (*table.key, *(c for c in table.schema.names if c not in table.key))
-            plain = pa.schema([_plain(table.schema.field(name)) for name in names])
+            plain = pa.schema([_hashed(table.schema.field(name)) for name in names])
             rows = connection.sql(
                 f"SELECT {_listed(names)} FROM {_quoted(table.name)} ORDER BY {_listed(table.key)}"
             ).to_arrow_reader(_DIGEST_ROWS)
@@ -262,6 +262,11 @@ def _database(path: str) -> _Database:
 def _plain(column: pa.Field) -> pa.Field:
     is_coded = pa.types.is_dictionary(column.type)
     return column.with_type(column.type.value_type) if is_coded else column
+
+
+def _hashed(column: pa.Field) -> pa.Field:
+    is_time = pa.types.is_timestamp(column.type)
+    return column.with_type(pa.int64()) if is_time else _plain(column)
 
 
 def _sql_type(column: pa.Field) -> str:

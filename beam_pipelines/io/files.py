@@ -64,12 +64,12 @@ def match(pattern: str) -> list[InputFile]:
     return [InputFile(path, stat.st_size, stat.st_mtime_ns // 1_000) for path, stat in stats]
 
 
-def detect_format(path: str) -> str:
+def detect_format(path: str) -> str | None:
     """Return what a file holds, judged by its beginning: `ndjson`, `access_log` or `avro`.
 
     An Avro container has its magic bytes. Else the first 100 lines that aren't blank decide:
     those that begin with `{` speak for ndjson, those with a time in brackets before a quoted
-    request for access_log.
+    request for access_log. None where all is blank: an empty file has every format.
 
     Raises:
       ValueError: neither prevails, or a gzip stream is corrupt.
@@ -79,6 +79,8 @@ def detect_format(path: str) -> str:
     if beginning.startswith(_AVRO_MAGIC):
         return "avro"
     lines = [line for line in beginning.split(b"\n") if line.strip()][:100]
+    if not lines:
+        return None
     json_lines = sum(line.lstrip().startswith(b"{") for line in lines)
     log_lines = sum(_is_logged_request(line) for line in lines)
     if json_lines == log_lines:

@@ -126,17 +126,13 @@ class WindowPolicy:
             return SlidingWindows(self.size_s, self.period_s)
         return Sessions(self.size_s)
 
-    def into(self, *, bounded: bool = False, every_update: bool = False) -> beam.WindowInto:
+    def into(self, *, every_update: bool = False) -> beam.WindowInto:
         """Return the WindowInto of this policy.
 
         Args:
-          bounded: Whether the rows come from bounded input. Its windows all fire once, at
-            its end, so they need no trigger, which would be a third of their cost.
           every_update: Fire early for every element instead of by processing time, for a
             second level whose first one already fires at its own pace.
         """
-        if bounded:
-            return beam.WindowInto(self.window_fn())
         early = None
         if self.early_s is not None:
             early = (

@@ -12,7 +12,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam import coders
-from apache_beam.transforms.window import TimestampedValue
+from apache_beam.transforms.window import GlobalWindows, TimestampedValue
 from apache_beam.typehints import typehints
 from apache_beam.utils.timestamp import Timestamp
 
@@ -82,12 +82,12 @@ class CountPerWindow(beam.PTransform):
             >> beam.ParDo(_CountFn(self.by, self.window, self.shards, partial)).with_output_types(
                 keyed
             )
-            | "Window" >> self.window.closings().into(bounded=batches.is_bounded)
+            | "Window" >> _into(self.window.closings(), batches)
             | "Merge counts"
             >> beam.CombinePerKey(MergeBatches(partial, summed)).with_output_types(keyed)
             | "Counts to rows"
             >> beam.ParDo(
-                _WindowedRowsFn(rows, self.window.size_s, _count_columns)
+                _WindowedRowsFn(rows, self.window.size_s, _count_columns, batches.is_bounded)
             ).with_output_types(BatchOf(rows))
         )
 
@@ -132,23 +132,22 @@ class CountDistinctPerWindow(beam.PTransform):
         require_global_window(batches, "CountDistinctPerWindow")
         rows = _windowed_schema(pa.field(self.into, pa.int64(), nullable=False))
         keyed = _keyed(_SKETCH)
-        bounded = batches.is_bounded
         return (
             batches
             | "Sketch in bundle"
             >> beam.ParDo(_SketchFn(self.of, self.window.slices(), self.shards)).with_output_types(
                 keyed
             )
-            | "Slice" >> self.window.slices().into(bounded=bounded)
+            | "Slice" >> _into(self.window.slices(), batches)
             | "Merge slices"
             >> beam.CombinePerKey(MergeBatches(_SKETCH, _merged_sketches)).with_output_types(keyed)
             | "To windows" >> beam.FlatMap(_to_windows, self.window).with_output_types(keyed)
-            | "Window" >> self.window.closings().into(bounded=bounded, every_update=True)
+            | "Window" >> _into(self.window.closings(), batches, every_update=True)
             | "Merge windows"
             >> beam.CombinePerKey(MergeBatches(_SKETCH, _merged_sketches)).with_output_types(keyed)
             | "Estimate"
             >> beam.ParDo(
-                _WindowedRowsFn(rows, self.window.size_s, _estimate_columns)
+                _WindowedRowsFn(rows, self.window.size_s, _estimate_columns, batches.is_bounded)
             ).with_output_types(BatchOf(rows))
         )
 
@@ -274,16 +273,25 @@ class _SketchFn(_PartialsFn):
 
 
 class _WindowedRowsFn(beam.DoFn):
-    """Puts the window beside its result; an empty result (a final pane's) is no row."""
+    """Puts the window beside its result; an empty result (a final pane's) is no row.
+
+    Results are stamped with the last instant of their window: by Beam's window, with its
+    pane, or here where bounded input had none.
+    """
 
     def __init__(
-        self, schema: pa.Schema, size_s: int, columns: Callable[[pa.RecordBatch], list[pa.Array]]
+        self,
+        schema: pa.Schema,
+        size_s: int,
+        columns: Callable[[pa.RecordBatch], list[pa.Array]],
+        stamp: bool,
     ) -> None:
         self.schema = schema
         self.size_s = size_s
+        self.stamp = stamp
         self.columns = columns
 
-    def process(self, element: tuple[tuple[int, int], Rows]) -> Iterator[Rows]:
+    def process(self, element: tuple[tuple[int, int], Rows]) -> Iterator:
         (_, end_s), merged = element
         if len(merged) == 0:
             return
@@ -292,7 +300,10 @@ class _WindowedRowsFn(beam.DoFn):
             timestamps(np.full(len(columns[0]), edge_s * _SECOND_US))
             for edge_s in (end_s - self.size_s, end_s)
         ]
-        yield pa.RecordBatch.from_arrays([*bounds, *columns], schema=self.schema)
+        rows = pa.RecordBatch.from_arrays([*bounds, *columns], schema=self.schema)
+        yield (
+            TimestampedValue(rows, Timestamp(micros=end_s * _SECOND_US - 1)) if self.stamp else rows
+        )
 
 
 def _to_windows(
@@ -328,6 +339,19 @@ def _count_columns(merged: pa.RecordBatch) -> list[pa.Array]:
 
 def _estimate_columns(merged: pa.RecordBatch) -> list[pa.Array]:
     return [pa.array([round(hyperloglog.estimate(_dense([merged])))], pa.int64())]
+
+
+def _into(
+    window: WindowPolicy, batches: beam.PCollection, every_update: bool = False
+) -> beam.WindowInto:
+    """Window partials that are keyed by the end of their window.
+
+    All windows of bounded input fire once, at its end, and the key tells them apart: there
+    Beam needs no windows. With one event a day for ten years they took 40 % of the run.
+    """
+    if batches.is_bounded:
+        return beam.WindowInto(GlobalWindows())
+    return window.into(every_update=every_update)
 
 
 def _earliest_per_slice(times: np.ndarray, slice_us: int) -> dict[int, int]:

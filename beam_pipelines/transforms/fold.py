@@ -79,6 +79,7 @@ class FoldFn(beam.DoFn):
         self.step = step
         self.bounded = bounded
         self.wait_us = (allowed_lateness_s + SLACK_S) * _SECOND_US
+        self.end_us = MAX_EVENT_TIME_US + 1 + step.quiet_us  # all that is open is over by then
         self.rows = BatchCoder(step.row_schema)
         self.state = BatchCoder(step.state_schema)
         self.older = Counter("older_than_folded")
@@ -135,7 +136,7 @@ class FoldFn(beam.DoFn):
         pending = (
             pending_0, pending_1, pending_2, pending_3, pending_4, pending_5, pending_6, pending_7
         )  # fmt: skip
-        until = MAX_EVENT_TIME_US + 1 if self.bounded else due.micros - self.wait_us
+        until = self.end_us if self.bounded else due.micros - self.wait_us
         since = folded_until.read()
         if since is not None and until <= since:
             return

@@ -250,6 +250,8 @@ EVENT = b'{"event_time":"2026-01-05T09:00:00Z","page_url":"/ [x] \\"y\\""}\n'
         (LOG_LINE, "access_log"),
         (LOG_LINE * 60 + EVENT * 40 + EVENT * 500, "access_log"),
         (b"Obj\x01\x02whatever", "avro"),
+        (b"", None),
+        (b"\n \r\n", None),
     ],
 )
 def test_the_beginning_tells_the_format(tmp_path, pack, text, expected):
@@ -258,7 +260,7 @@ def test_the_beginning_tells_the_format(tmp_path, pack, text, expected):
     assert detect_format(str(path)) == expected
 
 
-@pytest.mark.parametrize("text", [b"", b"hello\nworld\n", LOG_LINE + EVENT, os.urandom(9_000)])
+@pytest.mark.parametrize("text", [b"hello\nworld\n", LOG_LINE + EVENT, os.urandom(9_000)])
 def test_an_unknown_format_asks_for_the_flag(tmp_path, text):
     path = tmp_path / "input"
     path.write_bytes(text)

@@ -185,6 +185,18 @@ def assert_that_equal(batches, transform, expected):
         assert_that(rows, equal_to(expected))
 
 
+def test_bounded_results_are_stamped_with_the_last_instant_of_their_window():
+    batch = batch_of_rows([{EVENT_TIME: t * 1_000_000, "page": "/"} for t in (10, 70)], VISITS)
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        counts = (
+            pipeline
+            | beam.Create([batch], reshuffle=False).with_output_types(BatchOf(VISITS))
+            | CountPerWindow("page", WindowPolicy.sliding(120, 60))
+        )
+        stamps = counts | beam.Map(lambda _, stamp=beam.DoFn.TimestampParam: stamp.micros)
+        assert_that(stamps, equal_to([59_999_999, 119_999_999, 179_999_999]))
+
+
 def test_session_windows_are_refused():
     with pytest.raises(ValueError, match="CountPerWindow takes fixed or sliding windows"):
         CountPerWindow("page", WindowPolicy.session(30))
