@@ -110,7 +110,9 @@ def build(pipeline: beam.Pipeline, read: beam.PTransform, activity: Activity, si
     timed.classified | "Write lake" >> sinks.write_lake
     events = timed.usable | "Deduplicate" >> activity.deduplicate()
 
-    views = events | "Page views" >> FilterRows("event_type", PAGE_VIEW)
+    views = events | "Page views" >> FilterRows(
+        "event_type", PAGE_VIEW, keep=("event_time", "page_url")
+    )
     counts = views | "Count page views" >> CountPerWindow(
         "page_url", activity.views_window(), "views", activity.window_shards
     )

@@ -10,6 +10,7 @@ import pyarrow as pa
 _M = np.uint64(0xC6A4A7935BD1E995)
 _R = np.uint64(47)
 _MASK_64 = (1 << 64) - 1
+_TAIL_MASKS = np.array([(1 << 8 * length) - 1 for length in range(8)], np.uint64)
 _FEW_ROWS = 16  # below this, a Python loop over words beats NumPy calls per word
 
 
@@ -84,12 +85,15 @@ def _with_tail(
     hashes: np.ndarray, words: np.ndarray, ends: np.ndarray, tails: np.ndarray
 ) -> np.ndarray:
     """Mix in the last 1 to 7 bytes of each row that has them."""
-    bits = (tails * 8).astype(np.uint64)
+    if not tails.any():
+        return hashes
     starts = ends - tails
     loads = np.minimum(starts, len(words) - 1)  # the last word may not start where the tail does
     tail = words[loads] >> ((starts - loads) * 8).astype(np.uint64)
-    tail &= (np.uint64(1) << bits) - np.uint64(1)
-    return np.where(tails > 0, (hashes ^ tail) * _M, hashes)
+    tail &= _TAIL_MASKS[tails]
+    tail ^= hashes
+    tail *= _M
+    return tail if tails.all() else np.where(tails > 0, tail, hashes)
 
 
 def _finished(hashes: np.ndarray) -> np.ndarray:

@@ -42,6 +42,15 @@ class Bytes(NamedTuple):
         """The eight bytes from each byte on, as little-endian uint64, without a copy."""
         return np.ndarray(len(self.data) - _WORD + 1, "<u8", self.data, strides=(1,))
 
+    def foreign_rows(self) -> np.ndarray:
+        """Return the rows with bytes beyond ASCII, and perhaps neighbours of such rows."""
+        whole = len(self.data) // _WORD * _WORD
+        found = np.flatnonzero(self.data[:whole].view("<u8") & _BEYOND_ASCII) * _WORD
+        rest = np.flatnonzero(self.data[whole:] >= 0x80) + whole
+        places = np.concatenate([found, found + _WORD - 1, rest])
+        rows = np.unique(np.searchsorted(self.offsets, places, side="right") - 1)
+        return rows[(rows >= 0) & (rows < len(self.offsets) - 1)]
+
     def per_row(self, flags: np.ndarray) -> np.ndarray:
         """Count the flagged bytes, which are few, in each row."""
         return self.counted(np.flatnonzero(flags))
@@ -178,6 +187,8 @@ class Layout:
                 good &= plain
 
         kept = np.flatnonzero(good)
+        if not len(kept):
+            return Cut(kept, {})
         texts = {
             slot.key: text.cut(begin[kept], end[kept])
             for slot, (begin, end) in zip(self.slots, spans, strict=True)
@@ -229,7 +240,7 @@ _KEY_END = b'":'
 _WORD = 8
 _SPACE = 0x20
 _FEWEST_ROWS = 32  # fewer are parsed faster than learnt
-_MOST_LAYOUTS = 2
+_MOST_LAYOUTS = 3
 _SAMPLES = 5
 _LONGEST_BYTES = 1 << 14  # a record worth learning from
 _MOST_DIGITS = 16
@@ -324,22 +335,23 @@ def _is(words: np.ndarray, literal: bytes, starts: np.ndarray, from_start: bool)
     those of rows whose literals don't fit together.
     """
     same: np.ndarray
-    limit = len(words) - 1
+    last = len(words) - 1
     if len(literal) < _WORD:
         places = starts if from_start else starts + (len(literal) - _WORD)
         bits = 8 * (_WORD - len(literal))
-        found = words[np.clip(places, 0, limit)]
+        found = words[np.clip(places, 0, last)]
         expected = np.uint64(int.from_bytes(literal, "little"))
         if from_start:
             same = (found << np.uint64(bits)) == (expected << np.uint64(bits))
         else:
             same = (found >> np.uint64(bits)) == expected
         return same
+    starts = np.clip(starts, 0, max(last - len(literal) + _WORD, 0))
     same = np.ones(len(starts), bool)
     ends = range(_WORD, len(literal) + _WORD, _WORD)
     for place in (min(end, len(literal)) - _WORD for end in ends):
         expected = np.uint64(int.from_bytes(literal[place : place + _WORD], "little"))
-        same &= words[np.clip(starts + place, 0, limit)] == expected
+        same &= words[starts + min(place, last)] == expected
     return same
 
 
@@ -372,6 +384,7 @@ def _integers(
     return np.where(negative, -values, values), plain
 
 
+_BEYOND_ASCII = np.uint64(0x8080808080808080)
 _63 = np.uint64(63)
 _ZEROS = np.uint64(0x3030303030303030)
 _SIXES = np.uint64(0x0606060606060606)
