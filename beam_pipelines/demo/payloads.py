@@ -180,6 +180,6 @@ def flaws_of_chunk(i: int, count: int) -> Integers:
     """Return the flaws of the flawed records of chunk i: each in turn, the large ones rarely."""
     small = len(FLAWS) - 2
     flaws = np.arange(count) % small
-    if i % 25 == 2:
+    if i % 10 == 1:
         flaws[1:3] = small, small + 1
     return flaws

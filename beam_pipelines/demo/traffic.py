@@ -48,7 +48,7 @@ from beam_pipelines.model.records import (
 )
 from beam_pipelines.model.time_rule import TimeRule
 
-CHUNK_RECORDS = 20_000
+CHUNK_RECORDS = 50_000
 
 TRUTH = pa.schema(
     [

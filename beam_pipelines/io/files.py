@@ -19,10 +19,10 @@ from beam_pipelines.model.span import Span, spanned
 RANGE_BYTES = 64 << 20
 """Bytes of the decompressed stream that make a range of the lake."""
 
-BLOCK_BYTES = 2 << 20
+BLOCK_BYTES = 8 << 20
 """Bytes read at once, so about the most that a batch holds."""
 
-MAX_BATCH_RECORDS = 20_000
+MAX_BATCH_RECORDS = 50_000
 MAX_LINE_BYTES = 256 << 20
 
 _BEGINNING_BYTES = 64 << 10
