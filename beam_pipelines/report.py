@@ -1,5 +1,6 @@
 """What a finished run shows in the terminal."""
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ def _lines(
     yield ""
     yield f"{read:>12,}  events read"
     for name in ("on_time", "late", "too_late", "future", "invalid"):
-        reasons = ", ".join(f"{reason} {n:,}" for reason, n in summary["invalid"].items())
-        yield f"{verdicts[name]:>12,}  {name}" + (f": {reasons}" * (name == "invalid" and read > 0))
+        yield f"{verdicts[name]:>12,}  {name}"
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary["invalid"].items())
+    yield from textwrap.wrap(reasons, 86, initial_indent=" " * 14, subsequent_indent=" " * 14)
     yield f"{verdicts['accepted']:>12,}  accepted, {verdicts['duplicate']:,} duplicates"
 
     yield from _titled("Top pages", _top_pages(database))
@@ -96,7 +98,8 @@ def _sessions(database: duckdb.DuckDBPyConnection) -> list[str]:
 _LATE_VIEW = """
 WITH views AS (
     SELECT
-        identity, page_url, event_time, append_time, verdict,
+        coalesce(event_id, 'without an id') AS event, identity,
+        page_url, event_time, append_time, verdict,
         time_bucket(to_seconds({window_s}), event_time) AS window_start
     FROM read_parquet('{lake}', hive_partitioning = true)
     WHERE verdict IN ('on_time', 'late') AND event_type = 'page_view'
@@ -113,7 +116,7 @@ WITH views AS (
     FROM views
 )
 SELECT
-    identity, event_time, page_url, epoch(append_time - event_time) - {behind_s}, views_before
+    event, event_time, page_url, epoch(append_time - event_time) - {behind_s}, views_before
 FROM counted
 WHERE verdict = 'late'
 ORDER BY views_before DESC, append_time, identity
@@ -130,9 +133,9 @@ def _late_event(config: ActivityConfig, database: duckdb.DuckDBPyConnection) -> 
     row = database.execute(_LATE_VIEW.format(**names)).fetchone()
     if row is None:
         return []
-    identity, event_time, page, late_s, before = row
+    event, event_time, page, late_s, before = row
     return [
-        f"event {identity:016x} came {late_s:.0f} s late: {_printable(page)} "
+        f"event {_printable(event)} came {late_s:.0f} s late: {_printable(page)} "
         f"{event_time:%H:%M} corrected from {before:,} to {before + 1:,}"
     ]
 
