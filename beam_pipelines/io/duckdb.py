@@ -10,10 +10,13 @@ from pathlib import Path
 
 import apache_beam as beam
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_pipelines.io.ndjson import ndjson
+from beam_pipelines.kernels.columns import hashes_of, micros
+from beam_pipelines.kernels.hashing import hash_with
 from beam_pipelines.model.batches import Rows, concatenated, schema_of
 from beam_pipelines.model.records import IDENTITY, LATE, ON_TIME, VERDICTS
 from beam_pipelines.model.tables import Table
@@ -150,6 +153,8 @@ def merged(rows: pa.RecordBatch, table: Table) -> pa.Table:
             for field, column in zip(rows.schema, rows.columns, strict=True)
         }
     )
+    if not _keys_repeat(rows, table.key):
+        return plain
     keep_nulls = pc.ScalarAggregateOptions(skip_nulls=False)
     greatest = [c for c in table.schema.names if table.merge.get(c) == "greatest"]
     replaced = [c for c in table.schema.names if c not in (*table.key, *greatest)]
@@ -158,6 +163,16 @@ def merged(rows: pa.RecordBatch, table: Table) -> pa.Table:
         .aggregate([*((c, "max") for c in greatest), *((c, "last", keep_nulls) for c in replaced)])
         .rename_columns([*table.key, *greatest, *replaced])
     )
+
+
+def _keys_repeat(rows: pa.RecordBatch, key: tuple[str, ...]) -> bool:
+    """Tell whether two rows may have one key; if not, merging them would be for nothing."""
+    keys = np.zeros(len(rows), np.uint64)
+    for name in key:
+        column = rows[name]
+        whole = pa.types.is_timestamp(column.type) or pa.types.is_int64(column.type)
+        keys = hash_with(keys, micros(column) if whole else hashes_of(column))
+    return len(np.unique(keys)) < len(keys)
 
 
 def create_events_view(path: str, lake_folder: str, columns: pa.Schema) -> None:

@@ -1,5 +1,6 @@
 """Rows as a few sorted files, for bounded input."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,12 +125,14 @@ class _SpillFn(beam.DoFn):
         if not len(batch):
             return
         rows = batch.select(self.schema.names)
-        self._rows.append(rows)
-        self._row_shards.append(
+        shards = (
             np.zeros(len(batch), np.uint64)
             if self.shard_by is None
             else shards_of(hashes(batch[self.shard_by]), self.shards)
         )
+        # A batch that comes from the same shards upstream is whole: nothing is copied then.
+        for shard, of_shard in divided(rows, shards):
+            self._rows[shard].append(of_shard)
         self._bytes += rows.nbytes
         if self._bytes >= SPILL_BYTES:
             yield from self._spill()
@@ -139,19 +142,16 @@ class _SpillFn(beam.DoFn):
             yield WindowedValue(run, GlobalWindow().max_timestamp(), (GlobalWindow(),))
 
     def _spill(self) -> Iterator[tuple[int, str]]:
-        if not self._rows:
-            return
-        rows, shards = concatenated(self._rows, self.schema), np.concatenate(self._row_shards)
+        spilled = self._rows
         self._clear()
-        for shard, of_shard in divided(rows, shards):
+        for shard, batches in sorted(spilled.items()):
             path = str(scratch_path(self.folder))
             with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, self.schema) as run:
-                run.write(of_shard)
+                run.write(concatenated(batches, self.schema))
             yield shard, path
 
     def _clear(self) -> None:
-        self._rows: list[pa.RecordBatch] = []
-        self._row_shards: list[np.ndarray] = []
+        self._rows: defaultdict[int, list[pa.RecordBatch]] = defaultdict(list)
         self._bytes = 0
 
 
