@@ -44,6 +44,9 @@ from beam_pipelines.transforms.parse import COORDINATES, PAYLOAD, Parse
 from beam_pipelines.transforms.rows import FilterRows
 from beam_pipelines.transforms.sessions import Sessionize
 
+KEY_SHARDS, WINDOW_SHARDS = 8, 1
+"""Shards of a run in this process, which gains from them only tables that fit its caches."""
+
 
 @dataclass(frozen=True)
 class Activity:
@@ -253,9 +256,8 @@ def _decisions(config: ActivityConfig, source: Source) -> Activity:
         users_period_s=config.users_period_s,
         session_gap_s=config.session_gap_s,
         early_firing_s=config.early_firing_s,
-        # One process gains nothing from shards but smaller tables, which fit its caches.
-        key_shards=8,
-        window_shards=1,
+        key_shards=KEY_SHARDS,
+        window_shards=WINDOW_SHARDS,
     )
 
 

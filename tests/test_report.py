@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import re
+from pathlib import Path
 
 import duckdb
 import pytest
@@ -62,3 +63,12 @@ def test_top_pages_users_and_sessions_are_shown(shown):
     assert re.search(r"Top pages\n +[\d,]+  /\n", shown)
     assert re.search(r"2026-01-05 09:0\d +[\d,]+  █+\n", shown)
     assert re.search(r"[\d,]+ sessions, median \d+ s, [\d,]+ ended by timeout\n", shown)
+
+
+def test_the_demo_gives_the_result_that_the_readme_promises(tmp_path, capsys):
+    assert main([f"--output={tmp_path / 'demo'}"]) == 0
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_bytes())
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"result {summary['result_sha256']}" in readme
+    verdicts = capsys.readouterr().out.split("Top pages")[0].strip("\n")
+    assert verdicts in readme
