@@ -7,6 +7,7 @@
 lists the flags. Exit codes: 0; 1 the run failed, or its verdicts don't add up; 2 misuse.
 """
 
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,8 @@ from beam_pipelines.transforms.lateness import ClassifyLateness
 from beam_pipelines.transforms.parse import COORDINATES, PAYLOAD, Parse
 from beam_pipelines.transforms.rows import FilterRows
 from beam_pipelines.transforms.sessions import Sessionize
+
+_LOGGER = logging.getLogger(__name__)
 
 KEY_SHARDS, WINDOW_SHARDS = 8, 1
 """Shards of a run in this process, which gains from them only tables that fit its caches."""
@@ -199,7 +202,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Misuse, RunMismatch, FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    summary = run(config, source, options)
+    try:
+        summary = run(config, source, options)
+    except Exception as error:  # the stack goes to the log, what to do about it to the user
+        _LOGGER.exception("the run failed")
+        print(f"The run failed: {error}", file=sys.stderr)
+        return 1
     config.folder.write_summary(summary)
     report.show(config, summary)
     for law in summary["broken_laws"]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import apache_beam as beam
 
 from beam_pipelines.kernels.decode import Decoder
-from beam_pipelines.model.activity import ACTIVITY, PAGE_VIEW
+from beam_pipelines.model.activity import ACCESS_LOG_COLUMNS, ACCESS_LOG_CONSTANTS, ACTIVITY
 from beam_pipelines.model.records import EVENT_TIME
 from beam_pipelines.model.tables import Table
 from beam_pipelines.options import DEMO, ActivityConfig
@@ -132,7 +132,7 @@ def _files(config: ActivityConfig) -> Source:
         from beam_pipelines.kernels.avro import AvroDecoder
 
         read = ReadAvroFiles(files)
-        decoder = AvroDecoder(ACTIVITY, config.fields, _values(config), writer_schema)
+        decoder = AvroDecoder(ACTIVITY, config.fields, config.values, writer_schema)
     else:
         decoder = _ndjson(config)
     return Source(
@@ -163,18 +163,10 @@ def _common_format(config: ActivityConfig, files: Sequence["InputFile"]) -> str:
 def _ndjson(config: ActivityConfig) -> Decoder:
     from beam_pipelines.kernels.ndjson import NdjsonDecoder
 
-    return NdjsonDecoder(ACTIVITY, config.fields, _values(config))
+    return NdjsonDecoder(ACTIVITY, config.fields, config.values)
 
 
 def _access_log() -> Decoder:
     from beam_pipelines.kernels.access_log import AccessLogDecoder
 
-    return AccessLogDecoder(
-        ACTIVITY,
-        columns={"user_id": "host", "page_url": "target"},
-        constants={"event_type": PAGE_VIEW},
-    )
-
-
-def _values(config: ActivityConfig) -> dict[str, dict[str, str]]:
-    return {"event_type": dict(config.event_types)}
+    return AccessLogDecoder(ACTIVITY, ACCESS_LOG_COLUMNS, ACCESS_LOG_CONSTANTS)

@@ -118,6 +118,11 @@ class ActivityConfig:
         return path
 
     @property
+    def values(self) -> dict[str, dict[str, str]]:
+        """Column → foreign value → ours."""
+        return {"event_type": dict(self.event_types)}
+
+    @property
     def folder(self) -> RunFolder:
         """The output folder, which knows what a run writes."""
         database = self.database_path

@@ -1,5 +1,6 @@
 """Whole runs of the activity pipeline: repeated, divided otherwise, refused, distrusted."""
 
+import gzip
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -209,3 +210,14 @@ def test_the_terminal_shows_what_happened(tmp_path, capsys):
         f"{out}/activity.duckdb",
     ):
         assert part in shown
+
+
+def test_a_run_that_fails_says_why_and_can_be_repeated(tmp_path, capsys):
+    whole = gzip.compress(b"\n".join(b'{"user_id":"u-%d"}' % i for i in range(1000)))
+    path = tmp_path / "cut.gz"
+    path.write_bytes(whole[:-20])
+    flags = [f"--output={tmp_path / 'out'}", f"--input={path}", "--format=ndjson"]
+    for _ in range(2):
+        assert main(flags) == 1
+        assert f"The run failed: {path} can't be decompressed" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "summary.json").exists()

@@ -14,7 +14,8 @@ from beam_pipelines.model.records import EVENT_TIME
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "beam_pipelines"
 GENERIC = sorted(
-    path for layer in ("kernels", "transforms", "io") for path in (PACKAGE / layer).rglob("*.py")
+    [path for layer in ("kernels", "transforms", "io") for path in (PACKAGE / layer).rglob("*.py")]
+    + [PACKAGE / f"{name}.py" for name in "connectors query runfolder telemetry testing".split()]
 )
 
 # Words of activity alone. Sessions start and end in any pipeline.

@@ -25,6 +25,13 @@ ACTIVITY = pa.schema(
 """The columns of an event; nullable ones are optional."""
 
 
+ACCESS_LOG_COLUMNS = {"user_id": "host", "page_url": "target"}
+"""What the lines of an access log say of an event: column → part of the line."""
+
+ACCESS_LOG_CONSTANTS = {"event_type": PAGE_VIEW}
+"""What is the same for all of them."""
+
+
 def _column(name: str, data_type: pa.DataType) -> pa.Field:
     return pa.field(name, data_type, nullable=False)
 
