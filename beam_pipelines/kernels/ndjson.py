@@ -212,7 +212,7 @@ def _is_text(payloads: pa.BinaryArray, text: Bytes) -> np.ndarray:
     try:
         payloads.cast(pa.string())
     except pa.ArrowInvalid:
-        foreign = text.foreign_rows()
+        foreign = np.flatnonzero(text.per_row(text.data >= 0x80))
         for row, payload in zip(
             foreign.tolist(), payloads.take(pa.array(foreign)).to_pylist(), strict=True
         ):

@@ -42,15 +42,6 @@ class Bytes(NamedTuple):
         """The eight bytes from each byte on, as little-endian uint64, without a copy."""
         return np.ndarray(len(self.data) - _WORD + 1, "<u8", self.data, strides=(1,))
 
-    def foreign_rows(self) -> np.ndarray:
-        """Return the rows with bytes beyond ASCII, and perhaps neighbours of such rows."""
-        whole = len(self.data) // _WORD * _WORD
-        found = np.flatnonzero(self.data[:whole].view("<u8") & _BEYOND_ASCII) * _WORD
-        rest = np.flatnonzero(self.data[whole:] >= 0x80) + whole
-        places = np.concatenate([found, found + _WORD - 1, rest])
-        rows = np.unique(np.searchsorted(self.offsets, places, side="right") - 1)
-        return rows[(rows >= 0) & (rows < len(self.offsets) - 1)]
-
     def per_row(self, flags: np.ndarray) -> np.ndarray:
         """Count the flagged bytes, which are few, in each row."""
         return self.counted(np.flatnonzero(flags))
@@ -384,7 +375,6 @@ def _integers(
     return np.where(negative, -values, values), plain
 
 
-_BEYOND_ASCII = np.uint64(0x8080808080808080)
 _63 = np.uint64(63)
 _ZEROS = np.uint64(0x3030303030303030)
 _SIXES = np.uint64(0x0606060606060606)
