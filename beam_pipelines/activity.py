@@ -36,7 +36,6 @@ from beam_pipelines.model.activity import (
 from beam_pipelines.model.time_rule import TimeRule
 from beam_pipelines.model.windows import WindowPolicy
 from beam_pipelines.options import ActivityConfig, parse
-from beam_pipelines.runfolder import RunMismatch
 from beam_pipelines.telemetry import Progress, configure_logging, counters
 from beam_pipelines.transforms.aggregate import CountDistinctPerWindow, CountPerWindow
 from beam_pipelines.transforms.dedupe import AcceptAll, Deduplicate
@@ -141,11 +140,8 @@ def build(pipeline: beam.Pipeline, read: beam.PTransform, activity: Activity, si
     events | "Publish enriched" >> sinks.write_enriched
 
     rejected = (parsed.dead_letters, timed.future, timed.too_late)
-    (
-        rejected
-        | "All dead letters" >> beam.Flatten()
-        | "Store dead letters" >> (sinks.write_dead_letters)
-    )
+    letters = rejected | "All dead letters" >> beam.Flatten()
+    letters | "Store dead letters" >> sinks.write_dead_letters
 
 
 def broken_laws(counted: Mapping[str, int]) -> list[str]:
@@ -164,24 +160,10 @@ def broken_laws(counted: Mapping[str, int]) -> list[str]:
     return [f"{law} is off by {difference:,}" for law, difference in laws.items() if difference]
 
 
-COUNTED = (
-    "read",
-    "invalid",
-    "future",
-    "too_late",
-    "on_time",
-    "late",
-    "accepted",
-    "duplicate",
-    "ignored_session_ends",
-    "older_than_folded",
-)
+VERDICTS = ("invalid", "future", "too_late", "on_time", "late", "accepted", "duplicate")
+COUNTED = ("read", *VERDICTS, "ignored_session_ends", "older_than_folded")
 SINKS = (*(table.name for table in TABLES), "lake", "enriched", "dead_letters")
 ROWS_WRITTEN = tuple(f"rows_written.{sink}" for sink in SINKS)
-
-
-class Misuse(ValueError):  # noqa: N818 (the user's, so not an Error)
-    """What was asked for can't be done."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -199,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "settings": {**config.settings_identity(), "format": source.format},
         }
         config.folder.begin(identity, overwrite=config.overwrite)
-    except (Misuse, RunMismatch, FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:  # what was asked for can't be done
         print(error, file=sys.stderr)
         return 2
     try:
@@ -238,7 +220,7 @@ def run(config: ActivityConfig, source: Source, options: PipelineOptions) -> dic
     counted = counters(result)
     return {
         "read": counted.get("read", 0),
-        "verdicts": {name: counted.get(name, 0) for name in COUNTED[1:8]},
+        "verdicts": {name: counted.get(name, 0) for name in VERDICTS},
         "invalid": {
             name.removeprefix("invalid."): count
             for name, count in sorted(counted.items())
@@ -272,7 +254,7 @@ def _decisions(config: ActivityConfig, source: Source) -> Activity:
 def _require_this_process(config: ActivityConfig, options: PipelineOptions) -> None:
     direct = options.view_as(DirectOptions)
     if not config.in_process or direct.direct_running_mode == "multi_processing":
-        raise Misuse(
+        raise ValueError(
             f"{config.database} is a DuckDB file, which one process writes: use "
             "--runner=DirectRunner, and not --direct_running_mode=multi_processing"
         )

@@ -18,7 +18,7 @@ from beam_pipelines.io.ndjson import ndjson
 from beam_pipelines.kernels.columns import hashes_of, micros
 from beam_pipelines.kernels.hashing import hash_with
 from beam_pipelines.model.batches import Rows, concatenated, schema_of
-from beam_pipelines.model.records import IDENTITY, LATE, ON_TIME, VERDICTS
+from beam_pipelines.model.records import IDENTITY, LATE, ON_TIME, TIMESTAMP, VERDICTS
 from beam_pipelines.model.tables import Table
 from beam_pipelines.model.windows import refuse_partial_results
 from beam_pipelines.telemetry import Counter
@@ -37,7 +37,7 @@ _SQL_TYPES = {
     pa.int64(): "BIGINT",
     pa.uint64(): "UBIGINT",
     pa.float64(): "DOUBLE",
-    pa.timestamp("us", tz="UTC"): "TIMESTAMPTZ",
+    TIMESTAMP: "TIMESTAMPTZ",
 }
 
 

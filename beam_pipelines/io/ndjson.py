@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_pipelines.kernels.columns import micros
+from beam_pipelines.model.records import TIMESTAMP
 
 _MINUTE_US = 60_000_000
 _ODD = r'["\\\x00-\x1f]'
@@ -55,7 +56,7 @@ def ndjson(rows: pa.RecordBatch) -> pa.Buffer:
 def _is_supported(data_type: pa.DataType) -> bool:
     is_a = pa.types
     if is_a.is_timestamp(data_type):
-        return data_type == pa.timestamp("us", tz="UTC")
+        return data_type == TIMESTAMP
     if is_a.is_dictionary(data_type):
         data_type = data_type.value_type
         return is_a.is_string(data_type)

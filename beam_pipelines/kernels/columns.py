@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from beam_pipelines.kernels.hashing import hash_strings
+from beam_pipelines.model.records import TIMESTAMP
 
 
 def micros(column: pa.Array) -> np.ndarray:
@@ -32,12 +33,7 @@ def hashes_of(column: pa.Array) -> np.ndarray:
 
 def timestamps(values: np.ndarray) -> pa.Array:
     """Make a timestamp[us, UTC] array from int64 µs."""
-    return pa.array(values, pa.int64()).view(pa.timestamp("us", tz="UTC"))
-
-
-def floored(values: np.ndarray, step: int) -> np.ndarray:
-    """Round int64 down to multiples of a step, also below zero."""
-    return values // step * step
+    return pa.array(values, pa.int64()).view(TIMESTAMP)
 
 
 def shards_of(values: np.ndarray, shards: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from beam_pipelines.kernels.columns import timestamps
 from beam_pipelines.kernels.decode import Decoded, Field, Kind, Part, RejectedError
 from beam_pipelines.kernels.ndjson_layout import Bytes, cut_alike
 from beam_pipelines.model.batches import encoded
-from beam_pipelines.model.records import MAX_PAYLOAD_BYTES
+from beam_pipelines.model.records import MAX_PAYLOAD_BYTES, TIMESTAMP
 
 MAX_DEPTH = 100
 """How deep arrays and objects may be nested, the record itself included."""
@@ -291,7 +291,7 @@ def _listed(field: Field, values: list[Any]) -> _Raw:
     micros[is_number], status[is_number] = rfc3339.from_epoch_ms(
         np.array([value if abs(value) < 1 << 62 else 1 << 62 for value in numbers], np.int64)
     )
-    return pa.array(micros, mask=status != rfc3339.OK).view(pa.timestamp("us", tz="UTC"))
+    return pa.array(micros, mask=status != rfc3339.OK).view(TIMESTAMP)
 
 
 def _column(field: Field, values: _Raw, rows: int) -> tuple[pa.Array, np.ndarray]:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_pipelines.kernels.columns import hashes, micros, timestamps
+from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 
 TIMEOUT = "timeout"
 _OPEN = -1  # kind of the row that stands for a session still open
@@ -61,7 +62,7 @@ class SessionRule:
 SESSION_ROWS = pa.schema(
     [
         pa.field("key", pa.uint64(), nullable=False),
-        pa.field("event_time", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field(EVENT_TIME, TIMESTAMP, nullable=False),
         pa.field("kind", pa.int8(), nullable=False),
         # Set on at least one row of a key and minute: strings are not sent with every row.
         pa.field("name", pa.string()),
@@ -93,7 +94,7 @@ def scan(still_open: pa.Table, rows: pa.RecordBatch, until_us: int, rule: Sessio
     carried = still_open.combine_chunks()
     column = {name: _array(carried[name]) for name in carried.schema.names}
     keys = np.concatenate([hashes(column["key"]), hashes(rows["key"])])
-    times = np.concatenate([micros(column["last"]), micros(rows["event_time"])])
+    times = np.concatenate([micros(column["last"]), micros(rows[EVENT_TIME])])
     kinds = np.concatenate([np.full(opened, _OPEN, np.int8), rows["kind"].to_numpy()])
     names = pa.concat_arrays([column["name"], rows["name"]])
 

@@ -22,10 +22,7 @@ from beam_pipelines.kernels.counts import counts_per_slice, summed
 from beam_pipelines.model.batches import BatchCoder, BatchOf, Rows, concatenated, schema_of
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.model.windows import WindowPolicy
-from beam_pipelines.transforms.gather import GatheringFn, require_global_window
-
-SHARDS = 16
-"""Shards that keyed work is divided into, unless told otherwise."""
+from beam_pipelines.transforms.gather import SHARDS, GatheringFn, require_global_window
 
 _SECOND_US = 1_000_000
 _PENDING_PARTIALS = 16  # partials an accumulator holds before it merges them

@@ -27,8 +27,7 @@ from beam_pipelines.model.batches import Rows, schema_of
 from beam_pipelines.model.records import EVENT_TIME
 from beam_pipelines.model.time_rule import SLACK_S
 from beam_pipelines.telemetry import Counter
-from beam_pipelines.transforms.aggregate import SHARDS
-from beam_pipelines.transforms.gather import require_global_window
+from beam_pipelines.transforms.gather import SHARDS, require_global_window
 from beam_pipelines.transforms.journal import Journal
 
 BUCKET_S = 300

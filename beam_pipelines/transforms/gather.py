@@ -1,4 +1,4 @@
-"""Small batches are gathered within a bundle, so that columnar work pays."""
+"""How batches meet keyed work: gathered within a bundle, divided into shards."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -14,6 +14,9 @@ from beam_pipelines.model.batches import Rows, concatenated
 
 GATHERED_ROWS = 1 << 16
 """Rows taken together, where a bundle has them."""
+
+SHARDS = 16
+"""Shards that keyed work is divided into, unless told otherwise."""
 
 
 def require_global_window(batches: beam.PCollection, what: str) -> None:

@@ -15,9 +15,8 @@ from beam_pipelines.kernels.sessions import SESSION_ROWS, SessionRule, first_nam
 from beam_pipelines.model.batches import BatchOf, schema_of, values_of
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.telemetry import Counter
-from beam_pipelines.transforms.aggregate import SHARDS
 from beam_pipelines.transforms.fold import MINUTE_US, Folded, FoldFn
-from beam_pipelines.transforms.gather import GatheringFn, require_global_window
+from beam_pipelines.transforms.gather import SHARDS, GatheringFn, require_global_window
 
 _SECOND_US = 1_000_000
 

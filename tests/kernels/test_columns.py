@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from beam_pipelines.kernels.columns import (
     divided,
-    floored,
     hashes_of,
     micros,
     shards_of,
@@ -20,10 +19,6 @@ def test_divided_rows_keep_their_order(keys):
     parts = {k: p["row"].to_pylist() for k, p in divided(rows, np.array(keys, np.int64))}
     assert list(parts) == sorted(set(keys))
     assert parts == {k: [i for i, key in enumerate(keys) if key == k] for k in set(keys)}
-
-
-def test_times_before_1970_are_floored_downwards():
-    assert floored(np.array([-1, 0, 59, 60]), 60).tolist() == [-60, 0, 0, 60]
 
 
 def test_views_respect_slices_and_all_null_columns():
