@@ -39,10 +39,11 @@ bench: .venv/.runtime ## measure speed and memory; prints a table and writes JSO
 
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--generate-hashes --custom-compile-command "make lock"
+EXTRAS := --extra cassandra --extra kafka --extra postgres
 lock: .venv/.dev ## renew the locked dependencies
 	echo "locking …"
-	$(LOCK) setup.py requirements.in --output-file requirements.txt
-	$(LOCK) setup.py requirements.in --extra dev --constraint requirements.txt \
+	$(LOCK) setup.py requirements.in $(EXTRAS) --output-file requirements.txt
+	$(LOCK) setup.py requirements.in $(EXTRAS) --extra dev --constraint requirements.txt \
 	  --output-file requirements-dev.txt
 
 clean: ## remove .venv, builds and caches; results stay

@@ -35,9 +35,14 @@ setup(
         "pyarrow>=20",
     ],
     extras_require={
+        "cassandra": ["cassandra-driver>=3.30"],
+        "kafka": ["confluent-kafka>=2.10"],
+        "postgres": ["psycopg[binary]>=3.2"],
         "dev": [
+            "check-jsonschema",  # knows the schema of compose files
             "hypothesis",
             "import-linter",
+            "moto[s3,server]",
             "mypy",
             "pytest",
             "ruff",
