@@ -13,13 +13,15 @@ PAGE_VIEW, CLICK, SESSION_START, SESSION_END = EVENT_TYPES = (
     "session_end",
 )
 
+USER, EVENT_ID = "user_id", "event_id"
+
 ACTIVITY = pa.schema(
     [
         pa.field(EVENT_TIME, TIMESTAMP, nullable=False),
-        pa.field("user_id", pa.string(), nullable=False),
+        pa.field(USER, pa.string(), nullable=False),
         pa.field("page_url", pa.string(), nullable=False),
         one_of("event_type", EVENT_TYPES),
-        pa.field("event_id", pa.string()),  # null: the record has none
+        pa.field(EVENT_ID, pa.string()),  # null: the record has none
     ]
 )
 """The columns of an event; nullable ones are optional."""
