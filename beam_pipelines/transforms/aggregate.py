@@ -19,6 +19,7 @@ from apache_beam.utils.timestamp import Timestamp
 from beam_pipelines.kernels import hyperloglog
 from beam_pipelines.kernels.columns import divided, hashes_of, micros, shards_of, timestamps
 from beam_pipelines.kernels.counts import counts_per_slice, summed
+from beam_pipelines.kernels.key_groups import shard_labels
 from beam_pipelines.model.batches import BatchCoder, BatchOf, Rows, concatenated, schema_of
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.model.windows import WindowPolicy
@@ -237,7 +238,8 @@ class _PartialsFn(GatheringFn):
             low = lows[slice_index]
             for end_s in self.window.ends_of(slice_index * slice_s):
                 closing = (end_s - self.window.period_s) * _SECOND_US
-                yield ((shard, end_s), partial), Timestamp(micros=max(low, closing))
+                label = shard_labels(self.shards, end_s)[shard]
+                yield ((label, end_s), partial), Timestamp(micros=max(low, closing))
 
     @abstractmethod
     def partials(

@@ -22,6 +22,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines.kernels.columns import divided, hashes_of, micros, shards_of
 from beam_pipelines.kernels.hashing import hash_with
+from beam_pipelines.kernels.key_groups import shard_labels
 from beam_pipelines.kernels.seen import SeenTable
 from beam_pipelines.model.batches import Rows, schema_of
 from beam_pipelines.model.records import EVENT_TIME
@@ -108,7 +109,7 @@ class _ByIdentityFn(beam.DoFn):
             keys += micros(rows[EVENT_TIME]) // (BUCKET_S * _SECOND_US) * self.shards
         for key, part in divided(rows, keys):
             bucket, shard = divmod(key, self.shards)
-            yield (shard, bucket), part
+            yield (shard_labels(self.shards, bucket)[shard], bucket), part
 
 
 class _FirstSightsFn(beam.DoFn):

@@ -11,6 +11,7 @@ from apache_beam.typehints import typehints
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines.kernels.columns import divided, hashes_of, micros, shards_of
+from beam_pipelines.kernels.key_groups import shard_labels
 from beam_pipelines.kernels.sessions import SESSION_ROWS, SessionRule, first_names, scan
 from beam_pipelines.model.batches import BatchOf, schema_of, values_of
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
@@ -121,7 +122,7 @@ class _ByKeyFn(GatheringFn):
             schema=SESSION_ROWS,
         )
         for shard, part in divided(reduced, shards_of(keys, self.shards).astype(np.int64)):
-            yield (shard, part), earliest
+            yield (shard_labels(self.shards)[shard], part), earliest
 
 
 class SessionStep:
