@@ -2,12 +2,15 @@
 
     python -m beam_pipelines.activity                       # generated events
     python -m beam_pipelines.activity --input='logs/*.gz'   # real files
+    python -m beam_pipelines.activity --input=kafka:user_activity --runner=FlinkRunner …
 
 `build` is the whole pipeline, a stage a line, in the order an event meets them. `--help`
 lists the flags. Exit codes: 0; 1 the run failed, or its verdicts don't add up; 2 misuse.
 """
 
+import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,10 +19,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    FlinkRunnerOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    PortableOptions,
+)
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from beam_pipelines import __version__, report
+from beam_pipelines import __version__, flink, report
+from beam_pipelines.config import ActivityConfig
 from beam_pipelines.connectors import Sinks, Source, open_sinks, open_source
 from beam_pipelines.kernels.decode import Decoder
 from beam_pipelines.model.activity import (
@@ -35,7 +45,7 @@ from beam_pipelines.model.activity import (
 )
 from beam_pipelines.model.time_rule import TimeRule
 from beam_pipelines.model.windows import WindowPolicy
-from beam_pipelines.options import ActivityConfig, parse
+from beam_pipelines.options import parse
 from beam_pipelines.telemetry import Progress, configure_logging, counters
 from beam_pipelines.transforms.aggregate import CountDistinctPerWindow, CountPerWindow
 from beam_pipelines.transforms.dedupe import AcceptAll, Deduplicate
@@ -138,6 +148,9 @@ def build(pipeline: beam.Pipeline, read: beam.PTransform, activity: Activity, si
     users | "Store active users" >> sinks.write_table(ACTIVE_USERS)
     sessions | "Store sessions" >> sinks.write_table(USER_SESSIONS)
     events | "Publish enriched" >> sinks.write_enriched
+    if sinks.by_key:
+        events | "Store events by user" >> sinks.by_key.write_events
+        counts | "Store page views by page" >> sinks.by_key.write_page_views
 
     rejected = (parsed.dead_letters, timed.future, timed.too_late)
     letters = rejected | "All dead letters" >> beam.Flatten()
@@ -167,55 +180,84 @@ ROWS_WRITTEN = tuple(f"rows_written.{sink}" for sink in SINKS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the pipeline; returns the exit code."""
+    """Run the pipeline, or start it where it runs without end; returns the exit code."""
     configure_logging()
-    config, options = parse(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    config, options = parse(argv)
     try:
-        _require_this_process(config, options)
-        source = open_source(config)
+        if not config.in_process:
+            argv = [*argv, *flink.options_for(argv, "activity", config.endless, os.environ)]
+            for note in flink.notes(argv):
+                print(note, file=sys.stderr)
+            config, options = parse(argv)
+        if options.view_as(DirectOptions).direct_running_mode == "multi_processing":
+            raise ValueError("--direct_running_mode=multi_processing isn't supported")
+        source = open_source(config, _readers(options))
         if config.time.as_of_us is None:
             config = replace(config, time=replace(config.time, as_of_us=source.as_of_us))
-        identity = {
-            "version": __version__,
-            "input": source.identity,
-            "settings": {**config.settings_identity(), "format": source.format},
-        }
-        config.folder.begin(identity, overwrite=config.overwrite)
+        if config.local:
+            identity = {
+                "version": __version__,
+                "input": source.identity,
+                "settings": {**config.settings_identity(), "format": source.format},
+            }
+            config.folder.begin(identity, overwrite=config.overwrite)
     except (FileNotFoundError, ValueError) as error:  # what was asked for can't be done
         print(error, file=sys.stderr)
         return 2
     try:
+        if config.endless:
+            return start(config, source, options)
         summary = run(config, source, options)
     except Exception as error:  # the stack goes to the log, what to do about it to the user
         _LOGGER.exception("the run failed")
         print(f"The run failed: {error}", file=sys.stderr)
         return 1
-    config.folder.write_summary(summary)
-    report.show(config, summary)
+    if config.local:
+        config.folder.write_summary(summary)
+        report.show(config, summary)
+    else:
+        print(json.dumps(summary, indent=2))
     for law in summary["broken_laws"]:
         print(f"This run can't be trusted: {law}", file=sys.stderr)
     return 1 if summary["broken_laws"] else 0
 
 
+def start(config: ActivityConfig, source: Source, options: PipelineOptions) -> int:
+    """Start a run without end, and wait until it has taken its first checkpoint.
+
+    Workers of a pool outlive this process, which then returns. Others are its children:
+    it stays until the job ends.
+    """
+    pipeline = beam.Pipeline(options=options)
+    build(pipeline, source.read, _decisions(config, source), open_sinks(config))
+    result = pipeline.run()
+    cluster = flink.Cluster(options.view_as(FlinkRunnerOptions).flink_master)
+    job = flink.wait_until_running(cluster, options.view_as(GoogleCloudOptions).job_name)
+    print(f"running: {cluster.url}/#/job/running/{job}/overview")
+    if options.view_as(PortableOptions).environment_type == "LOOPBACK":
+        result.wait_until_finish()
+    return 0
+
+
 def run(config: ActivityConfig, source: Source, options: PipelineOptions) -> dict[str, Any]:
-    """Run the pipeline in this process; returns what summary.json says."""
-    from beam_pipelines.io.duckdb import create_events_view, digest
+    """Run the pipeline over input that ends; returns what summary.json says."""
     from beam_pipelines.io.publication import remove_leftovers
 
-    folders = (config.lake, config.enriched, config.dead_letters)
-    for folder in folders:
+    for folder in config.folders:
         remove_leftovers(folder)
     as_of = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=config.time.as_of_us or 0)
     sinks = open_sinks(config, as_of.isoformat().replace("+00:00", "Z"))
     started = time.monotonic()
     with Progress(["read", "accepted"], source.records):
-        pipeline = beam.Pipeline(runner=FnApiRunner(), options=options)
+        runner = FnApiRunner() if config.in_process else None
+        pipeline = beam.Pipeline(runner=runner, options=options)
         build(pipeline, source.read, _decisions(config, source), sinks)
         result = pipeline.run()
         result.wait_until_finish()
-    for folder in folders:
+    for folder in config.folders:
         remove_leftovers(folder)
-    create_events_view(config.database_path, config.lake, ACTIVITY)
+    hashed = _finish_database(config) if config.local else {}
     seconds = time.monotonic() - started
     counted = counters(result)
     return {
@@ -231,8 +273,19 @@ def run(config: ActivityConfig, source: Source, options: PipelineOptions) -> dic
         "broken_laws": broken_laws(counted),
         "as_of": as_of.isoformat(),
         "seconds": round(seconds, 3),
-        "result_sha256": digest(config.database_path, TABLES),
+        **hashed,
     }
+
+
+def _finish_database(config: ActivityConfig) -> dict[str, str]:
+    from beam_pipelines.io.duckdb import create_events_view, digest
+
+    create_events_view(config.database_path, config.lake, ACTIVITY)
+    return {"result_sha256": digest(config.database_path, TABLES)}
+
+
+def _readers(options: PipelineOptions) -> int:
+    return max(options.view_as(FlinkRunnerOptions).parallelism, 1)
 
 
 def _decisions(config: ActivityConfig, source: Source) -> Activity:
@@ -246,18 +299,8 @@ def _decisions(config: ActivityConfig, source: Source) -> Activity:
         users_period_s=config.users_period_s,
         session_gap_s=config.session_gap_s,
         early_firing_s=config.early_firing_s,
-        key_shards=KEY_SHARDS,
-        window_shards=WINDOW_SHARDS,
+        **({"key_shards": KEY_SHARDS, "window_shards": WINDOW_SHARDS} if config.in_process else {}),
     )
-
-
-def _require_this_process(config: ActivityConfig, options: PipelineOptions) -> None:
-    direct = options.view_as(DirectOptions)
-    if not config.in_process or direct.direct_running_mode == "multi_processing":
-        raise ValueError(
-            f"{config.database} is a DuckDB file, which one process writes: use "
-            "--runner=DirectRunner, and not --direct_running_mode=multi_processing"
-        )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 The one place that knows the schemes. What a run doesn't use is never imported.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,14 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 
+from beam_pipelines.config import DEMO, KAFKA, ActivityConfig, topics
 from beam_pipelines.kernels.decode import Decoder
-from beam_pipelines.model.activity import ACCESS_LOG_COLUMNS, ACCESS_LOG_CONSTANTS, ACTIVITY
-from beam_pipelines.model.records import EVENT_TIME
+from beam_pipelines.model.activity import (
+    ACCESS_LOG_COLUMNS,
+    ACCESS_LOG_CONSTANTS,
+    ACTIVITY,
+    EVENT_ID,
+    TABLES,
+    USER,
+)
+from beam_pipelines.model.records import EVENT_TIME, IDENTITY
 from beam_pipelines.model.tables import Table
-from beam_pipelines.options import DEMO, ActivityConfig
 
 if TYPE_CHECKING:
+    from beam_pipelines.io.cassandra.cluster import CassandraCluster
     from beam_pipelines.io.files import InputFile
+    from beam_pipelines.io.kafka.client import KafkaCluster
 
 ENRICHED_SHARDS = 8
 """Files that the accepted events are divided among."""
@@ -45,55 +55,188 @@ class Source:
 
 
 @dataclass(frozen=True)
+class ByKey:
+    """Where a run stores what is asked by user and by page."""
+
+    write_events: beam.PTransform
+    write_page_views: beam.PTransform
+
+
+@dataclass(frozen=True)
 class Sinks:
-    """Where a run writes to."""
+    """Where a run writes to; `by_key` is optional."""
 
     write_lake: beam.PTransform
     write_enriched: beam.PTransform
     write_dead_letters: beam.PTransform
     write_table: Callable[[Table], beam.PTransform]
+    by_key: ByKey | None = None
 
 
-def open_source(config: ActivityConfig) -> Source:
+def open_source(config: ActivityConfig, readers: int = 1) -> Source:
     """Look up the source that `--input` names.
+
+    Args:
+      config: The flags.
+      readers: Units that the partitions of topics are divided into.
 
     Raises:
       FileNotFoundError: it names no file.
       ValueError: the files have no format, or not all the same.
     """
+    if config.topics:
+        return _kafka(config, readers)
     return _demo(config) if config.input == DEMO else _files(config)
 
 
-def open_sinks(config: ActivityConfig, processing_time: str) -> Sinks:
+def open_sinks(config: ActivityConfig, processing_time: str = "") -> Sinks:
     """Look up the sinks that the flags name.
 
     Args:
       config: The flags.
-      processing_time: RFC 3339 time to put beside every enriched event.
+      processing_time: RFC 3339 time to put beside every enriched event in a folder; a
+        topic's have the time they are published at.
     """
-    from beam_pipelines.io.duckdb import WriteToDuckDB
     from beam_pipelines.io.lake import WriteLake
-    from beam_pipelines.io.sorted_files import WriteSortedFiles
 
     return Sinks(
         write_lake=WriteLake(config.lake),
-        write_enriched=WriteSortedFiles(
-            config.enriched,
-            "ndjson",
-            sort_by=(EVENT_TIME, "identity"),
-            sink="enriched",
-            shard_by="identity",
-            shards=ENRICHED_SHARDS,
+        write_enriched=_enriched(config, processing_time),
+        write_dead_letters=_dead_letters(config),
+        write_table=_tables(config),
+        by_key=_by_key(config),
+    )
+
+
+def _enriched(config: ActivityConfig, processing_time: str) -> beam.PTransform:
+    if config.enriched.startswith(KAFKA):
+        from beam_pipelines.io.kafka.sink import JsonRecords, WriteToKafka
+
+        records = JsonRecords(
+            key=USER,
             columns=tuple(ACTIVITY.names),
-            constants={"processing_time": processing_time},
+            time_field="processing_time",
+            fill={EVENT_ID: IDENTITY.name},
+        )
+        return WriteToKafka(topics(config.enriched)[0], _cluster(config), records, "enriched")
+    from beam_pipelines.io.sorted_files import WriteSortedFiles
+
+    return WriteSortedFiles(
+        config.enriched,
+        "ndjson",
+        sort_by=(EVENT_TIME, "identity"),
+        sink="enriched",
+        shard_by="identity",
+        shards=ENRICHED_SHARDS,
+        columns=tuple(ACTIVITY.names),
+        constants={"processing_time": processing_time},
+    )
+
+
+def _dead_letters(config: ActivityConfig) -> beam.PTransform:
+    if config.dead_letters.startswith(KAFKA):
+        from beam_pipelines.io.kafka.sink import DeadLetterRecords, WriteToKafka
+
+        topic = topics(config.dead_letters)[0]
+        return WriteToKafka(topic, _cluster(config), DeadLetterRecords(), "dead_letters")
+    from beam_pipelines.io.sorted_files import WriteSortedFiles
+
+    return WriteSortedFiles(
+        config.dead_letters,
+        "parquet",
+        sort_by=("topic", "partition", "offset", "stage"),
+        sink="dead_letters",
+    )
+
+
+def _tables(config: ActivityConfig) -> Callable[[Table], beam.PTransform]:
+    if config.secret is not None:
+        from beam_pipelines.io.postgres import WriteToPostgres
+
+        return partial(WriteToPostgres, database=config.secret)
+    from beam_pipelines.io.duckdb import WriteToDuckDB
+
+    return partial(WriteToDuckDB, path=config.database_path)
+
+
+def _by_key(config: ActivityConfig) -> ByKey | None:
+    if config.cassandra is None:
+        return None
+    from beam_pipelines.by_key import EVENTS_BY_USER, PAGE_VIEWS_BY_PAGE
+    from beam_pipelines.io.cassandra.write import WriteToCassandra
+
+    cluster = _cassandra(config)
+    return ByKey(
+        write_events=WriteToCassandra(EVENTS_BY_USER, cluster),
+        write_page_views=WriteToCassandra(PAGE_VIEWS_BY_PAGE, cluster),
+    )
+
+
+def _checks(config: ActivityConfig) -> tuple[Callable[[], None], ...]:
+    """Return what makes sure that all ends can be reached, before anything is read."""
+    checks: list[Callable[[], None]] = []
+    written = [topics(p)[0] for p in (config.enriched, config.dead_letters) if p.startswith(KAFKA)]
+    if written:
+        from beam_pipelines.io.kafka.client import check_topics
+
+        checks.append(partial(check_topics, _cluster(config), written))
+    if config.secret is not None:
+        from beam_pipelines.io.postgres import check_postgres
+
+        checks.append(partial(check_postgres, config.secret, TABLES))
+    if config.cassandra is not None:
+        from beam_pipelines.by_key import EVENTS_BY_USER, PAGE_VIEWS_BY_PAGE
+        from beam_pipelines.io.cassandra.cluster import check_cassandra
+
+        tables = (EVENTS_BY_USER, PAGE_VIEWS_BY_PAGE)
+        checks.append(partial(check_cassandra, _cassandra(config), tables))
+    return tuple(checks)
+
+
+def _cassandra(config: ActivityConfig) -> "CassandraCluster":
+    from beam_pipelines.io.cassandra.cluster import parse_cluster
+
+    assert config.cassandra is not None
+    return parse_cluster(
+        config.cassandra.cluster,
+        consistency=config.cassandra.consistency,
+        user=config.cassandra.user,
+        password=config.cassandra.password,
+    )
+
+
+def _cluster(config: ActivityConfig) -> "KafkaCluster":
+    from beam_pipelines.io.kafka.client import KafkaCluster
+
+    return KafkaCluster(config.kafka.bootstrap_servers or "", config.kafka.config_file)
+
+
+def _kafka(config: ActivityConfig, readers: int) -> Source:
+    from beam_pipelines.io.kafka.source import ReadKafka
+
+    if config.format not in ("auto", "ndjson"):
+        raise ValueError(f"records of topics are read as ndjson, not --format={config.format}")
+    return Source(
+        read=ReadKafka(
+            _cluster(config),
+            config.topics,
+            config.time.out_of_orderness_s,
+            start=config.kafka.start,
+            until_end=config.kafka.until_end,
+            append_time=config.kafka.append_time,
+            readers=readers,
+            group=config.kafka.group,
+            checks=_checks(config),
         ),
-        write_dead_letters=WriteSortedFiles(
-            config.dead_letters,
-            "parquet",
-            sort_by=("topic", "partition", "offset", "stage"),
-            sink="dead_letters",
-        ),
-        write_table=partial(WriteToDuckDB, path=config.database_path),
+        format="ndjson",
+        decoder=_ndjson(config),
+        identity={
+            "topics": list(config.topics),
+            "start": config.kafka.start,
+            "append_time": config.kafka.append_time,
+        },
+        as_of_us=time.time_ns() // 1000,
+        records=None,
     )
 
 

@@ -2,152 +2,35 @@
 
 import argparse
 import difflib
+import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
+from beam_pipelines.config import (
+    DEMO,
+    DUCKDB,
+    ActivityConfig,
+    CassandraConfig,
+    KafkaConfig,
+)
+from beam_pipelines.flink import JOB_SERVER_FLAGS
 from beam_pipelines.model.activity import ACTIVITY, EVENT_TYPES
 from beam_pipelines.model.records import MAX_EVENT_TIME_US, MIN_EVENT_TIME_US
+from beam_pipelines.model.secret import Secret
 from beam_pipelines.model.time_rule import TimeRule
-from beam_pipelines.runfolder import RunFolder
 
 PROGRAM = "python -m beam_pipelines.activity"
 
-DEMO = "demo"
 FORMATS = ("auto", "ndjson", "access_log", "avro")
 DEDUPE = ("auto", "event_id", "payload", "coordinates", "none")
 
-DUCKDB = "duckdb:///"
-"""Before the path of a database file, absolute or relative to the working directory."""
+APPEND_TIMES = ("broker", "producer", "none")
 
 _IN_PROCESS = ("direct", "switchingdirect", "fnapi")
-
-
-@dataclass(frozen=True)
-class ActivityConfig:
-    """What a run of the activity pipeline reads, decides by, and writes.
-
-    `parse` makes it from flags; the fields are those flags, with the places derived from
-    `output` filled in.
-
-    Args:
-      input: `demo`, or a file pattern.
-      format: How records are written: one of FORMATS.
-      fields: Column → name in the record, where they differ.
-      event_types: Foreign event type → ours.
-      output: Folder of run.json, summary.json, and of the ends not named otherwise.
-      database: URL of the database: duckdb:///PATH.
-      lake: Folder of the lake.
-      enriched: Folder of the accepted events.
-      dead_letters: Folder of what could not be used.
-      time: The time rule; `as_of_us` is None where `--as_of` isn't given.
-      window_s: Length of the windows that page views are counted in.
-      users_window_s: Length of the sliding windows that users are counted in.
-      users_period_s: Seconds from the start of one of them to the next.
-      session_gap_s: Seconds without an event after which a session has ended.
-      early_firing_s: Seconds of processing time between early results.
-      dedupe: What makes two records one event: one of DEDUPE.
-      demo_events: Records that the demo generates.
-      seed: Of the demo's generator.
-      overwrite: Whether to replace the results of a different run.
-      in_process: Whether the chosen runner is the one in this process.
-
-    Raises:
-      ValueError: a value can't be used; the message names its flag.
-    """
-
-    input: str
-    format: str
-    fields: Mapping[str, str]
-    event_types: Mapping[str, str]
-    output: str
-    database: str
-    lake: str
-    enriched: str
-    dead_letters: str
-    time: TimeRule
-    window_s: int
-    users_window_s: int
-    users_period_s: int
-    session_gap_s: int
-    early_firing_s: int
-    dedupe: str
-    demo_events: int
-    seed: int
-    overwrite: bool
-    in_process: bool
-
-    def __post_init__(self) -> None:
-        for name in (
-            "window_s",
-            "users_window_s",
-            "users_period_s",
-            "session_gap_s",
-            "early_firing_s",
-            "demo_events",
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"--{name} must be positive, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"--seed must not be negative, got {self.seed}")
-        if self.users_period_s > self.users_window_s:
-            raise ValueError(
-                f"--users_period_s={self.users_period_s} leaves holes between windows of "
-                f"--users_window_s={self.users_window_s}; a period is at most a window"
-            )
-        _require_known("--fields", "column", self.fields, ACTIVITY.names)
-        _require_known("--event_types", "event type", self.event_types.values(), EVENT_TYPES)
-        if self.format == "access_log" and (self.fields or self.event_types):
-            raise ValueError("--format=access_log has no fields to map: --fields, --event_types")
-        _require_local_files("--input", self.input)
-        for flag in ("output", "lake", "enriched", "dead_letters"):
-            _require_local_files(f"--{flag}", getattr(self, flag))
-        _ = self.database_path, self.folder  # they check themselves
-
-    @property
-    def database_path(self) -> str:
-        """The file of the database."""
-        path = self.database.removeprefix(DUCKDB)
-        if path == self.database or not path or path.startswith(":"):
-            # Not the value: the URL of another database may hold a password.
-            raise ValueError(f"--database names a file that DuckDB keeps: {DUCKDB}PATH")
-        return path
-
-    @property
-    def values(self) -> dict[str, dict[str, str]]:
-        """Column → foreign value → ours."""
-        return {"event_type": dict(self.event_types)}
-
-    @property
-    def folder(self) -> RunFolder:
-        """The output folder, which knows what a run writes."""
-        database = self.database_path
-        ends = (database, f"{database}.wal", self.lake, self.enriched, self.dead_letters)
-        return RunFolder(self.output, ends)
-
-    def settings_identity(self) -> dict[str, Any]:
-        """Return what decides the results of complete input, besides the input: for run.json.
-
-        Neither the runner, nor the places of the results, nor early firings do.
-        """
-        return {
-            "format": self.format,
-            "fields": dict(self.fields),
-            "event_types": dict(self.event_types),
-            "out_of_orderness_s": self.time.out_of_orderness_s,
-            "allowed_lateness_s": self.time.allowed_lateness_s,
-            "future_tolerance_s": self.time.future_tolerance_s,
-            "as_of_us": self.time.as_of_us,
-            "window_s": self.window_s,
-            "users_window_s": self.users_window_s,
-            "users_period_s": self.users_period_s,
-            "session_gap_s": self.session_gap_s,
-            "dedupe": self.dedupe,
-        }
 
 
 class ActivityOptions(PipelineOptions):
@@ -160,15 +43,15 @@ class ActivityOptions(PipelineOptions):
             "--input",
             default=DEMO,
             metavar="SOURCE",
-            help="What to read: demo, or files, plain or .gz, by a pattern such as "
-            "'logs/*.gz' (default: demo).",
+            help="What to read: demo; files, plain or .gz, by a pattern such as 'logs/*.gz'; "
+            "or kafka:TOPIC,... (default: demo).",
         )
         group.add_argument(
             "--format",
             default="auto",
             choices=FORMATS,
-            help="How the records of files are written; auto looks at the beginning "
-            "(default: auto).",
+            help="How the records are written; auto looks at the beginning of files, and takes "
+            "topics for ndjson, a record a message (default: auto).",
         )
         group.add_argument(
             "--fields",
@@ -202,22 +85,26 @@ class ActivityOptions(PipelineOptions):
         group.add_argument(
             "--database",
             metavar="URL",
-            help="Where the tables go (default: duckdb:///OUTPUT/activity.duckdb).",
+            help="Where the tables go: duckdb:///PATH, a file; or env:NAME or file:PATH, where "
+            "workers find a postgresql:// URL (default: duckdb:///OUTPUT/activity.duckdb).",
         )
         group.add_argument(
             "--lake",
             metavar="FOLDER",
-            help="Every valid record as Parquet, by day (default: OUTPUT/lake).",
+            help="Every valid record as Parquet, by day: a folder, s3://BUCKET/PATH or "
+            "gs://BUCKET/PATH (default: OUTPUT/lake).",
         )
         group.add_argument(
             "--enriched",
             metavar="FOLDER",
-            help="Every accepted event as NDJSON (default: OUTPUT/enriched).",
+            help="Every accepted event as JSON: a folder, or kafka:TOPIC "
+            "(default: OUTPUT/enriched).",
         )
         group.add_argument(
             "--dead_letters",
             metavar="FOLDER",
-            help="Every record that could not be used, as Parquet (default: OUTPUT/dead_letters).",
+            help="Every record that could not be used: a folder, or kafka:TOPIC "
+            "(default: OUTPUT/dead_letters).",
         )
         group.add_argument(
             "--overwrite",
@@ -225,6 +112,8 @@ class ActivityOptions(PipelineOptions):
             help="Replace the results of a run with other input or settings "
             "(default: refuse to start).",
         )
+
+        _add_servers(parser)
 
         rule = TimeRule()
         group = parser.add_argument_group("time rule")
@@ -288,9 +177,11 @@ def parse(argv: Sequence[str]) -> tuple[ActivityConfig, PipelineOptions]:
     """
     parser = _parser()
     flags, rest = parser.parse_known_args(argv)
-    if rest:
-        parser.error(_misplaced(rest, parser))
     try:
+        if not _runs_in_process(flags.runner):
+            rest = [each for each in rest if not _is_of_job_server(each)]
+        if rest:
+            parser.error(_misplaced(rest, parser))
         config = _config(flags)
     except ValueError as error:
         parser.error(str(error))
@@ -333,6 +224,15 @@ def _config(flags: argparse.Namespace) -> ActivityConfig:
         lake=_default(flags.lake, f"{output}/lake"),
         enriched=_default(flags.enriched, f"{output}/enriched"),
         dead_letters=_default(flags.dead_letters, f"{output}/dead_letters"),
+        kafka=KafkaConfig(
+            bootstrap_servers=_bootstrap_servers(flags),
+            config_file=flags.kafka_config_file,
+            start=_start(flags.kafka_start),
+            until_end=flags.kafka_until_end,
+            append_time=flags.append_time,
+            group=flags.kafka_group,
+        ),
+        cassandra=_cassandra(flags),
         time=TimeRule(
             out_of_orderness_s=flags.out_of_orderness_s,
             allowed_lateness_s=flags.allowed_lateness_s,
@@ -352,6 +252,28 @@ def _config(flags: argparse.Namespace) -> ActivityConfig:
     )
 
 
+def _bootstrap_servers(flags: argparse.Namespace) -> str | None:
+    return flags.kafka_bootstrap_servers or os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+
+
+def _cassandra(flags: argparse.Namespace) -> CassandraConfig | None:
+    if flags.cassandra is None:
+        return None
+    password = None
+    if flags.cassandra_password is not None:
+        try:
+            password = Secret(flags.cassandra_password)
+        except ValueError as error:
+            raise ValueError(f"--cassandra_password: {error}") from error
+    return CassandraConfig(
+        flags.cassandra, flags.cassandra_consistency, flags.cassandra_user, password
+    )
+
+
+def _start(value: str) -> str | int:
+    return value if value in ("earliest", "latest") else _micros("--kafka_start", value)
+
+
 def _default(value: str | None, default: str) -> str:
     return default if value is None else value
 
@@ -360,6 +282,71 @@ def _add_count(group: Any, flag: str, default: int, meaning: str) -> None:
     group.add_argument(
         flag, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})."
     )
+
+
+def _add_servers(parser: Any) -> None:
+    group = parser.add_argument_group("kafka")
+    group.add_argument(
+        "--kafka_bootstrap_servers",
+        metavar="HOST:PORT,...",
+        help="Brokers (default: the variable KAFKA_BOOTSTRAP_SERVERS).",
+    )
+    group.add_argument(
+        "--kafka_config_file",
+        metavar="PATH",
+        help="librdkafka properties, such as TLS and SASL, that every worker reads from this "
+        "file; never logged (default: none).",
+    )
+    group.add_argument(
+        "--kafka_start",
+        default="earliest",
+        metavar="WHERE",
+        help="Where reading begins: earliest, latest, or an RFC 3339 time; a job that resumes "
+        "from state goes on where it was (default: earliest).",
+    )
+    group.add_argument(
+        "--kafka_until_end",
+        action="store_true",
+        help="Read up to where the topics end at the start, then finish (default: never end).",
+    )
+    group.add_argument(
+        "--append_time",
+        default="broker",
+        choices=APPEND_TIMES,
+        help="What lateness is judged by: broker, its LogAppendTime; producer, CreateTime, "
+        "which is as good as the producers' clocks; none, the input is complete and nothing is "
+        "late (default: broker).",
+    )
+    group.add_argument(
+        "--kafka_group",
+        metavar="NAME",
+        help="Consumer group to commit offsets to, for tools that show lag; nothing is read "
+        "from it (default: none).",
+    )
+    group = parser.add_argument_group("cassandra")
+    group.add_argument(
+        "--cassandra",
+        metavar="HOST,...:PORT/KEYSPACE",
+        help="Where events by user and views by page are stored as well (default: nowhere).",
+    )
+    group.add_argument(
+        "--cassandra_consistency",
+        default="LOCAL_QUORUM",
+        metavar="LEVEL",
+        help="Replicas that must have a write (default: LOCAL_QUORUM).",
+    )
+    group.add_argument(
+        "--cassandra_user", metavar="NAME", help="User to log in as (default: no login)."
+    )
+    group.add_argument(
+        "--cassandra_password",
+        metavar="SECRET",
+        help="Where workers find the password: env:NAME or file:PATH (default: no login).",
+    )
+
+
+def _is_of_job_server(argument: str) -> bool:
+    return argument.partition("=")[0].removeprefix("--") in JOB_SERVER_FLAGS
 
 
 def _misplaced(rest: Sequence[str], parser: argparse.ArgumentParser) -> str:
@@ -394,21 +381,6 @@ def _pairs(flag: str, value: str) -> dict[str, str]:
             raise ValueError(f"{flag} maps {name!r} twice")
         pairs[name] = meaning
     return pairs
-
-
-def _require_known(flag: str, what: str, names: Any, known: Sequence[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{flag} names no {what} {name!r}; there are {', '.join(known)}")
-
-
-def _require_local_files(flag: str, value: str) -> None:
-    if not value:
-        raise ValueError(f"{flag} is empty")
-    scheme = re.match(r"([a-z][a-z0-9+.-]*)://|(kafka|env|file):", value)
-    if scheme:
-        what = "demo or local files" if flag == "--input" else "a local folder"
-        raise ValueError(f"{flag} takes {what}; {scheme[0]} isn't supported")
 
 
 def _micros(flag: str, value: str) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import duckdb
 
-from beam_pipelines.options import ActivityConfig
+from beam_pipelines.config import ActivityConfig
 
 _BAR_CHARACTERS = 40
 _LINES = 12

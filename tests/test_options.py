@@ -3,8 +3,17 @@ import logging
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions
 
+from beam_pipelines.config import ActivityConfig, CassandraConfig, KafkaConfig
+from beam_pipelines.model.secret import Secret
 from beam_pipelines.model.time_rule import TimeRule
-from beam_pipelines.options import ActivityConfig, ActivityOptions, parse
+from beam_pipelines.options import ActivityOptions, parse
+
+BROKER = ("--kafka_bootstrap_servers=b:9092",)
+
+
+@pytest.fixture(autouse=True)
+def no_platform(monkeypatch):
+    monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
 
 
 def config_of(*argv):
@@ -32,6 +41,8 @@ def test_without_flags_the_demo_runs_in_process_into_out():
         lake="out/lake",
         enriched="out/enriched",
         dead_letters="out/dead_letters",
+        kafka=KafkaConfig(),
+        cassandra=None,
         time=TimeRule(120, 120, 300, None),
         window_s=60,
         users_window_s=300,
@@ -54,7 +65,7 @@ def test_every_flag_reaches_the_config():
         *("--dead_letters=d", "--out_of_orderness_s=1", "--allowed_lateness_s=2"),
         *("--future_tolerance_s=3", "--window_s=4", "--users_window_s=6", "--users_period_s=5"),
         *("--session_gap_s=7", "--early_firing_s=8", "--dedupe=payload", "--as_of", "9"),
-        *("--demo_events=10", "--seed=11", "--overwrite", "--runner=FlinkRunner"),
+        *("--demo_events=10", "--seed=11", "--overwrite"),
     )
     assert config == ActivityConfig(
         input="logs/*.gz",
@@ -66,6 +77,8 @@ def test_every_flag_reaches_the_config():
         lake="/lake",
         enriched="e",
         dead_letters="d",
+        kafka=KafkaConfig(),
+        cassandra=None,
         time=TimeRule(1, 2, 3, 9_000),
         window_s=4,
         users_window_s=6,
@@ -76,7 +89,7 @@ def test_every_flag_reaches_the_config():
         demo_events=10,
         seed=11,
         overwrite=True,
-        in_process=False,
+        in_process=True,
     )
 
 
@@ -152,9 +165,62 @@ def test_any_other_as_of_is_misuse(capsys, as_of):
             ["--format=access_log", "--fields=user_id=ip"],
             "--format=access_log has no fields to map: --fields, --event_types",
         ),
-        (["--input=kafka:clicks"], "--input takes demo or local files; kafka: isn't supported"),
-        (["--input=s3://b/*"], "--input takes demo or local files; s3:// isn't supported"),
-        (["--enriched=kafka:e"], "--enriched takes a local folder; kafka: isn't supported"),
+        (
+            ["--input=s3://b/*"],
+            "--input takes demo, local files or kafka:TOPIC; s3:// isn't supported",
+        ),
+        (
+            ["--enriched=s3://b/e"],
+            "--enriched takes a local folder or kafka:TOPIC; s3:// isn't supported",
+        ),
+        (["--lake=kafka:l"], "--lake takes a folder, s3:// or gs://; kafka: isn't supported"),
+        (
+            ["--enriched=kafka:e"],
+            "--enriched=kafka:e needs --kafka_bootstrap_servers=HOST:PORT, or the variable "
+            "KAFKA_BOOTSTRAP_SERVERS",
+        ),
+        (
+            [*BROKER, "--input=kafka:a,"],
+            "--input=kafka:a, has no topic's name; e.g. kafka:user_activity",
+        ),
+        (
+            [*BROKER, "--input=kafka:a"],
+            "--input=kafka:a has no end, and the runner in this process needs one: "
+            "add --runner=FlinkRunner, or --kafka_until_end",
+        ),
+        (
+            [*BROKER, "--input=kafka:a", "--append_time=none"],
+            "--append_time=none is for complete input: add --kafka_until_end",
+        ),
+        (
+            [*BROKER, "--input=kafka:a,b", "--kafka_until_end", "--enriched=kafka:b"],
+            "--enriched=kafka:b would be read as input again",
+        ),
+        (
+            [*BROKER, "--dead_letters=kafka:a,b"],
+            "--dead_letters=kafka:a,b names several topics; it takes one",
+        ),
+        (
+            [*BROKER, "--kafka_start=monday"],
+            "--kafka_start=monday is no time with an offset, such as 2026-01-31T12:00:00Z, "
+            "and no number of epoch milliseconds",
+        ),
+        (
+            ["--cassandra=c:9042/k", "--cassandra_password=hunter2"],
+            "--cassandra_password: a secret is given as env:NAME or file:PATH, the environment "
+            "variable or file that holds it; this is neither, and not shown, as it may be the "
+            "secret itself",
+        ),
+        (
+            ["--runner=FlinkRunner"],
+            "duckdb:///out/activity.duckdb is a DuckDB file, which one process writes: use "
+            "--runner=DirectRunner, or --database=env:NAME",
+        ),
+        (
+            ["--runner=FlinkRunner", "--database=env:URL"],
+            "--enriched=out/enriched is written by one process; other runners take "
+            "--enriched=kafka:TOPIC",
+        ),
         (["--lake="], "--lake is empty"),
         (["--lake=out"], "out can't be written to: out/activity.duckdb lies there"),
         (["--lake=x", "--enriched=x"], "x can't be written to: x lies there"),
@@ -167,9 +233,11 @@ def test_misuse_says_what_would_be_right(capsys, argv, message):
 @pytest.mark.parametrize(
     "url", ["postgresql://me:secret@host/db", "duckdb:///", "duckdb:///:memory:", "out/a.duckdb"]
 )
-def test_a_database_is_a_duckdb_file_and_no_password_is_printed(capsys, url):
-    message = misuse(capsys, f"--database={url}")
-    assert message == "--database names a file that DuckDB keeps: duckdb:///PATH"
+def test_a_database_is_a_file_or_a_reference_and_no_password_is_printed(capsys, url):
+    assert misuse(capsys, f"--database={url}") == (
+        "--database is duckdb:///PATH, a file that DuckDB keeps, or env:NAME or file:PATH, where "
+        "the postgresql://USER:PASSWORD@HOST:PORT/DATABASE of a server is found"
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,7 +252,34 @@ def test_a_database_is_a_duckdb_file_and_no_password_is_printed(capsys, url):
     ],
 )
 def test_the_direct_runner_is_the_one_in_this_process(runner, in_process):
-    assert config_of("--runner", runner).in_process is in_process
+    servers = ("--database=env:URL", "--enriched=kafka:e", "--dead_letters=kafka:d", *BROKER)
+    assert config_of("--runner", runner, *servers).in_process is in_process
+
+
+def test_flags_of_the_job_server_are_taken_only_where_there_is_one(capsys):
+    flags = ["--checkpointing_interval=500", "--database=env:URL", *BROKER]
+    flags += ["--enriched=kafka:e", "--dead_letters=kafka:d"]
+    _, options = parse([*flags, "--runner=FlinkRunner"])
+    assert "--checkpointing_interval=500" in options._flags
+    assert misuse(capsys, *flags).startswith("there is no flag --checkpointing_interval")
+
+
+def test_kafka_and_cassandra_flags_reach_the_config(monkeypatch):
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "variable:9092")
+    config = config_of(
+        "--input=kafka:a, b", "--kafka_until_end", "--kafka_start=2026-01-31T12:00:00Z",
+        "--append_time=producer", "--kafka_group=g", "--kafka_config_file=/run/kafka",
+        "--cassandra=c:9042/k", "--cassandra_consistency=ONE", "--cassandra_user=u",
+        "--cassandra_password=env:P",
+    )  # fmt: skip
+    assert config.topics == ("a", "b")
+    assert not config.endless
+    assert config.kafka == KafkaConfig(
+        "variable:9092", "/run/kafka", 1769860800000000, True, "producer", "g"
+    )
+    assert config.cassandra == CassandraConfig("c:9042/k", "ONE", "u", Secret("env:P"))
+    given = config_of("--kafka_bootstrap_servers=flag:9092")
+    assert given.kafka.bootstrap_servers == "flag:9092"
 
 
 def test_beam_gets_its_own_flags_and_warns_of_nothing(caplog):
@@ -211,10 +306,12 @@ def test_help_prints_our_groups_then_beams(capsys):
     assert ended.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     groups = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
-    assert groups[:7] == [
+    assert groups[:9] == [
         "options:",
         "input:",
         "output:",
+        "kafka:",
+        "cassandra:",
         "time rule:",
         "windows:",
         "demo:",
@@ -226,7 +323,7 @@ def test_the_help_of_every_flag_of_ours_names_its_default(capsys):
     with pytest.raises(SystemExit):
         parse(["--help"])
     ours = capsys.readouterr().out.split("\ninput:\n")[1].split("\nBeam: ")[0]
-    assert ours.count("  --") == ours.count("(default:") == 22
+    assert ours.count("  --") == ours.count("(default:") == 32
 
 
 def test_what_decides_the_results_is_their_identity():

@@ -1,0 +1,233 @@
+"""Flink as the runner: its job server, sensible options, and whether the job came up."""
+
+import json
+import os
+import re
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+from beam_pipelines.kernels.key_groups import MAX_PARALLELISM
+
+BUILT_JAR = Path(__file__).parent.parent / "runners/flink/target/beam-flink-job-server.jar"
+"""The job server that `make build-flink` makes."""
+
+BUILT_FOR = "1.19"
+"""The Flink that it is made for."""
+
+OFFICIAL_URL = (
+    "https://repo.maven.apache.org/maven2/org/apache/beam/beam-runners-flink-{flink}-job-server/"
+    "{beam}/beam-runners-flink-{flink}-job-server-{beam}.jar"
+)
+
+LEAKS_BEFORE = (2, 76)
+"""Job servers older than this keep 1.8 KB of state per self-checkpoint (apache/beam 27648)."""
+
+BUILT_BEAM = (2, 70)
+
+JOB_SERVER_FLAGS = frozenset(
+    """
+    allow_non_restored_state attached_mode auto_watermark_interval checkpoint_timeout_millis
+    checkpointing_interval checkpointing_mode disable_metrics enable_stable_input_drain
+    execution_mode_for_batch execution_retry_delay externalized_checkpoints_enabled
+    fail_on_checkpointing_errors faster_copy finish_bundle_before_checkpointing flink_conf_dir
+    force_slot_sharing_group force_unaligned_checkpoint_enabled latency_tracking_interval
+    max_bundle_size max_bundle_time_mills min_pause_between_checkpoints num_concurrent_checkpoints
+    number_of_execution_retries object_reuse operator_chaining
+    retain_externalized_checkpoints_on_cancellation savepoint_path
+    shutdown_sources_after_idle_ms state_backend state_backend_storage_path
+    unaligned_checkpoint_enabled use_data_stream_for_batch
+    """.split()
+)
+"""Flags that Flink's job server knows, and Beam's Python doesn't."""
+
+CHECKPOINTING_INTERVAL_MS = 10_000
+MAX_BUNDLE_SIZE, MAX_BUNDLE_TIME_MS = 50, 200
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Flink cluster, by its REST address.
+
+    Args:
+      url: http://HOST:PORT
+    """
+
+    url: str
+
+    def get(self, path: str) -> Any:
+        """Return the JSON of a path; raises OSError where there is no answer."""
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
+            return json.load(answer)
+
+    def overview(self) -> Any:
+        """Return slots and version.
+
+        Raises:
+          ValueError: the cluster doesn't answer.
+        """
+        try:
+            return self.get("/overview")
+        except OSError as error:
+            reason = error.reason if isinstance(error, URLError) else error
+            raise ValueError(
+                f"no Flink cluster answers at {self.url} ({reason}); is it running, and is "
+                "--flink_master=HOST:PORT right?"
+            ) from error
+
+    def job_named(self, name: str) -> str | None:
+        """Return the id of the job of this name; None: there is none."""
+        jobs = self.get("/jobs/overview")["jobs"]
+        return next((str(job["jid"]) for job in jobs if job["name"] == name), None)
+
+
+def options_for(
+    argv: Sequence[str], name: str, endless: bool, environment: Mapping[str, str]
+) -> list[str]:
+    """Return flags to add to a command line: what it leaves open, as it suits these pipelines.
+
+    Args:
+      argv: The command line.
+      name: Of the pipeline; the job's adds the time.
+      endless: Whether the input has no end.
+      environment: FLINK_MASTER and BEAM_WORKER_POOL are looked for.
+
+    Raises:
+      ValueError: no cluster answers, no job server is to be had, or the cluster has no slots.
+    """
+    given = {each.partition("=")[0].removeprefix("--") for each in argv}
+    values = dict(_pairs(argv))
+    master = values.get("flink_master", environment.get("FLINK_MASTER"))
+    added: dict[str, Any] = {}
+    if master is not None and not master.startswith("["):
+        cluster = Cluster(master if "://" in master else f"http://{master}")
+        overview = cluster.overview()
+        if not overview["slots-total"]:
+            raise ValueError(f"the Flink cluster at {cluster.url} has no TaskManager as yet")
+        version = ".".join(overview["flink-version"].split(".")[:2])
+        added = {"flink_master": cluster.url, "parallelism": overview["slots-total"]}
+    else:
+        version = values.get("flink_version", BUILT_FOR)
+        added = {"parallelism": os.cpu_count() or 1}
+    added["flink_version"] = version
+    parallelism = int(values.get("parallelism", added["parallelism"]))
+    added |= {
+        "job_name": f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}",
+        "max_parallelism": MAX_PARALLELISM,
+        "max_bundle_size": MAX_BUNDLE_SIZE,
+        "max_bundle_time_mills": MAX_BUNDLE_TIME_MS,
+        "sdk_worker_parallelism": min(parallelism, os.cpu_count() or 1),
+    }
+    if endless:
+        added |= {"streaming": None, "checkpointing_interval": CHECKPOINTING_INTERVAL_MS}
+    pool = environment.get("BEAM_WORKER_POOL")
+    if "environment_type" not in given and pool:
+        added |= {"environment_type": "EXTERNAL", "environment_config": pool}
+    elif "environment_type" not in given:
+        added |= {"environment_type": "LOOPBACK", "experiments": "use_loopback_process_worker"}
+    if not given & {"job_endpoint", "flink_job_server_jar"}:
+        jar = _job_server(version)
+        if jar is not None:
+            added["flink_job_server_jar"] = jar
+    return [
+        f"--{name}" if value is None else f"--{name}={value}"
+        for name, value in added.items()
+        if name not in given
+    ]
+
+
+def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = flag.removeprefix("--").partition("=")
+        yield name, value if equals else following
+
+
+def _job_server(flink_version: str) -> str | None:
+    """Return the jar to take; None: the official one, which Beam downloads by itself."""
+    from apache_beam.options.pipeline_options import FlinkRunnerOptions
+    from apache_beam.version import __version__ as beam_version
+
+    why_not = f"Beam {beam_version} publishes none for Flink {flink_version}"
+    if flink_version in FlinkRunnerOptions.PUBLISHED_FLINK_VERSIONS:
+        url = OFFICIAL_URL.format(flink=flink_version, beam=beam_version)
+        request = urllib.request.Request(url, method="HEAD")
+        try:
+            with urllib.request.urlopen(request, timeout=5):
+                return None
+        except OSError as error:
+            why_not = f"the official one can't be downloaded ({error})"
+    if flink_version != BUILT_FOR or not BUILT_JAR.exists():
+        raise ValueError(
+            f"there is no job server for Flink {flink_version}: {why_not}, and none was built "
+            f"for it. Build one for Flink {BUILT_FOR} by `make build-flink`, or name one by "
+            "--flink_job_server_jar=PATH or --job_endpoint=HOST:PORT"
+        )
+    return str(BUILT_JAR)
+
+
+def notes(argv: Sequence[str]) -> list[str]:
+    """Return what the person who starts a job should know of its job server."""
+    values = dict(_pairs(argv))
+    if "job_endpoint" in values:
+        return [f"job server: the one at {values['job_endpoint']}"]
+    jar = values.get("flink_job_server_jar")
+    if jar is None:
+        return ["job server: Beam's official one"]
+    lines = [f"job server: {jar}"]
+    found = re.search(r"-(\d+)\.(\d+)\.\d+\.jar$", jar)
+    beam = BUILT_BEAM if jar == str(BUILT_JAR) else found and (int(found[1]), int(found[2]))
+    if beam and beam < LEAKS_BEFORE:
+        lines.append(
+            f"it is made of Beam {beam[0]}.{beam[1]}, which keeps 1.8 KB of state for every slice "
+            "that a reader reads until the job is restarted (apache/beam 27648, mended in "
+            f"{LEAKS_BEFORE[0]}.{LEAKS_BEFORE[1]})"
+        )
+    return lines
+
+
+def wait_until_running(cluster: Cluster, name: str, patience_s: float = 120) -> str:
+    """Wait until a job has completed a checkpoint, and return its id.
+
+    Raises:
+      RuntimeError: it failed, or isn't there in time; the message has the cause.
+    """
+    deadline = time.monotonic() + patience_s
+    job = None
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        job = job or cluster.job_named(name)
+        if job is None:
+            continue
+        state = cluster.get(f"/jobs/{job}")["state"]
+        if state in ("FAILED", "CANCELED"):
+            raise RuntimeError(f"the job {state.lower()}: {failure(cluster, job)}")
+        if cluster.get(f"/jobs/{job}/checkpoints").get("counts", {}).get("completed"):
+            return job
+    cause = failure(cluster, job) if job else "it never reached the cluster"
+    raise RuntimeError(f"after {patience_s:.0f} s the job has no checkpoint: {cause}")
+
+
+def failure(cluster: Cluster, job: str) -> str:
+    """Return why a job failed last: the line of Python's error, where there is one."""
+    history = cluster.get(f"/jobs/{job}/exceptions").get("exceptionHistory", {}).get("entries", [])
+    if not history:
+        return "no exception is known"
+    return python_error(history[0]["stacktrace"])
+
+
+def python_error(stacktrace: str) -> str:
+    """Return the last line of the Python traceback in a Java stack trace, else its first line."""
+    lines = stacktrace.splitlines()
+    tracebacks = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent")]
+    if not tracebacks:
+        return lines[0] if lines else "unknown"
+    ends = [
+        line
+        for line in lines[tracebacks[-1] + 1 :]
+        if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Secret|Unreachable|Warning)\b", line)
+    ]
+    return re.sub(r" \[while running .*", "", ends[0]) if ends else lines[tracebacks[-1]]

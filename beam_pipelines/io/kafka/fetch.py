@@ -1,0 +1,244 @@
+"""Records of Kafka partitions as batches: one consumer, many partitions."""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import confluent_kafka
+import numpy as np
+import pyarrow as pa
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from beam_pipelines.io.kafka.client import KafkaCluster
+from beam_pipelines.io.kafka.positions import Partition
+from beam_pipelines.model.records import PAYLOADS, TIMESTAMP
+
+_LOGGER = logging.getLogger(__name__)
+
+SLICE_S = 0.2
+"""Seconds that records are gathered for, from the first one on: the reader's share of the
+latency, and the pace of its self-checkpoints."""
+
+SLICE_ROWS, SLICE_BYTES = 50_000, 32 << 20
+"""Where gathering ends before."""
+
+_CHUNK = 500  # messages asked for at once; larger chunks are slower
+_REQUEST_S = 10
+
+
+class SourceError(RuntimeError):
+    """Reading can't go on without losing or repeating records; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What came of one partition, in offset order.
+
+    Args:
+      values: binary; null: a tombstone.
+      offsets: int64.
+      times_ms: Timestamps of the records, int64, in ms since 1970.
+      log_append_time: Whether the broker set all of these times.
+      next: The offset after the last one.
+    """
+
+    values: pa.Array
+    offsets: np.ndarray
+    times_ms: np.ndarray
+    log_append_time: bool
+    next: int
+
+    def payloads(self, append_us: np.ndarray | None) -> pa.RecordBatch:
+        """Return a batch of PAYLOADS with these append times (µs); None: without any."""
+        rows = len(self.offsets)
+        times = pa.nulls(rows, TIMESTAMP) if append_us is None else pa.array(append_us, TIMESTAMP)
+        return pa.RecordBatch.from_arrays(
+            [self.values, pa.array(self.offsets), times], schema=PAYLOADS
+        )
+
+
+class Fetcher:
+    """A consumer of given partitions from given offsets.
+
+    Args:
+      cluster: The brokers.
+      group: Consumer group that `commit` commits to; None: none.
+      consumer: Makes a client from its settings.
+      admin: Makes an admin client from its settings.
+    """
+
+    def __init__(
+        self,
+        cluster: KafkaCluster,
+        group: str | None,
+        consumer: Callable[[dict[str, Any]], Any] = confluent_kafka.Consumer,
+        admin: Callable[[dict[str, Any]], Any] = AdminClient,
+    ) -> None:
+        self.offsets: dict[Partition, int] = {}
+        self._group = group
+        self._admin = admin(cluster.settings())
+        self._consumer = consumer(
+            cluster.settings(
+                **{
+                    # A group must be named, though none is joined.
+                    "group.id": group or "beam_pipelines",
+                    "enable.auto.commit": False,
+                    "enable.auto.offset.store": False,
+                    "enable.partition.eof": True,  # also passes what transactions leave behind
+                    "auto.offset.reset": "error",  # never skip
+                    "fetch.wait.max.ms": 100,
+                    "fetch.message.max.bytes": 4 << 20,
+                    "queued.max.messages.kbytes": 64 << 10,
+                }
+            )
+        )
+
+    def assign(self, offsets: Mapping[Partition, int]) -> None:
+        """Read these partitions from these offsets on."""
+        if offsets != self.offsets:
+            self._consumer.assign([TopicPartition(*p, offset) for p, offset in offsets.items()])
+            self.offsets = dict(offsets)
+
+    def fetch(self, wait_s: float) -> dict[Partition, Fetched]:
+        """Wait for a record, gather what comes in the next SLICE_S, and move on.
+
+        Partitions of which nothing came are left out.
+
+        Raises:
+          SourceError: an offset is gone.
+          KafkaException: access is denied.
+        """
+        deadline = time.monotonic() + wait_s
+        messages: list[Any] = []
+        ends: dict[Partition, int] = {}
+        size = 0
+        while (left_s := deadline - time.monotonic()) > 0:
+            chunk = self._consumer.consume(_CHUNK if messages else 1, left_s)
+            if any(message.error() is not None for message in chunk):
+                chunk = self._without_errors(chunk, ends)
+            if chunk and not messages:
+                deadline = time.monotonic() + SLICE_S
+            messages += chunk
+            size += sum(map(len, chunk))
+            if len(messages) >= SLICE_ROWS or size >= SLICE_BYTES:
+                break
+        fetched = {partition: _columns(of) for partition, of in _by_partition(messages).items()}
+        for partition, end in ends.items():
+            fetched[partition] = _up_to(fetched.get(partition), end)
+        self.offsets.update((partition, of.next) for partition, of in fetched.items())
+        return fetched
+
+    def ends(self, partitions: Collection[Partition]) -> dict[Partition, int | None]:
+        """Ask for the end offsets; None where there is no answer."""
+        try:
+            return {**self.list_offsets(partitions, OffsetSpec.latest(), request_s=1)}
+        except KafkaException as error:
+            _LOGGER.warning("no end offsets: %s", error)
+            return dict.fromkeys(partitions)
+
+    def list_offsets(
+        self, partitions: Collection[Partition], spec: Any, request_s: float = _REQUEST_S
+    ) -> dict[Partition, int]:
+        """Ask for offsets by an OffsetSpec.
+
+        Raises:
+          KafkaException: there was no answer.
+        """
+        asked = {TopicPartition(*partition): spec for partition in partitions}
+        if not asked:
+            return {}
+        answers = self._admin.list_offsets(asked, request_timeout=request_s)
+        return {(tp.topic, tp.partition): answer.result().offset for tp, answer in answers.items()}
+
+    def commit(self, offsets: Mapping[Partition, int]) -> None:
+        """Commit offsets to the group, for those who watch its lag; nothing depends on them."""
+        try:
+            self._consumer.commit(
+                offsets=[TopicPartition(*p, offset) for p, offset in offsets.items()],
+                asynchronous=True,
+            )
+        except KafkaException as error:
+            _LOGGER.warning("offsets of group %s are not committed: %s", self._group, error)
+
+    def close(self) -> None:
+        """Leave the brokers."""
+        self._consumer.close()
+
+    def _without_errors(self, chunk: list[Any], ends: dict[Partition, int]) -> list[Any]:
+        for message in chunk:
+            error = message.error()
+            if error is None:
+                continue
+            partition = message.topic(), message.partition()
+            if error.code() == KafkaError._PARTITION_EOF:
+                ends[partition] = message.offset()
+            elif error.code() == KafkaError._AUTO_OFFSET_RESET:
+                raise SourceError(self._gone(partition))
+            elif error.code() in _DENIED or error.fatal():
+                raise KafkaException(error)
+            else:  # the client goes on trying
+                _LOGGER.warning("%s, partition %s: %s", *partition, error)
+        return [message for message in chunk if message.error() is None]
+
+    def _gone(self, partition: Partition) -> str:
+        topic, number = partition
+        try:
+            first, end = (
+                self.list_offsets([partition], spec)[partition]
+                for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
+            )
+            there = f"the broker has {first} to {end}"
+        except KafkaException as error:
+            there = f"the broker doesn't say what it has: {error}"
+        return (
+            f"offset {self.offsets.get(partition)} of {topic}, partition {number}, is not there; "
+            f"{there}. Retention removed records before they were read, or the topic was made "
+            "anew. To go on without them, start a new job, not from a savepoint, and choose "
+            "where by --kafka_start"
+        )
+
+
+_DENIED = (
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError._AUTHENTICATION,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+)
+
+
+def _by_partition(messages: Sequence[Any]) -> dict[Partition, list[Any]]:
+    parts: defaultdict[Partition, list[Any]] = defaultdict(list)
+    for message in messages:
+        parts[message.topic(), message.partition()].append(message)
+    return parts
+
+
+def _columns(messages: list[Any]) -> Fetched:
+    types, times_ms = zip(*[message.timestamp() for message in messages], strict=True)
+    offsets = np.array([message.offset() for message in messages], np.int64)
+    return Fetched(
+        values=pa.array([message.value() for message in messages], pa.binary()),
+        offsets=offsets,
+        times_ms=np.array(times_ms, np.int64),
+        log_append_time=set(types) == {TIMESTAMP_LOG_APPEND_TIME},
+        next=int(offsets[-1]) + 1,
+    )
+
+
+def _up_to(fetched: Fetched | None, end: int) -> Fetched:
+    """Take in that a partition ends there; what lies before holds no more records."""
+    if fetched is None:
+        nothing = np.empty(0, np.int64)
+        return Fetched(pa.array([], pa.binary()), nothing, nothing, True, end)
+    return Fetched(
+        fetched.values,
+        fetched.offsets,
+        fetched.times_ms,
+        fetched.log_append_time,
+        max(fetched.next, end),
+    )
