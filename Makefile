@@ -5,11 +5,12 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SILENT:
-.PHONY: help demo query test test-unit check bench lock clean
+.PHONY: help demo query up down activity produce verify stop resume break \
+	test test-unit test-faults check bench bench-flink soak build-flink lock clean
 
 help: ## what there is
 	echo "make TARGET, with TARGET one of"
-	sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "  %-12s%s\n", $$1, $$2 }'
+	sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "  %-14s%s\n", $$1, $$2 }'
 
 demo: .venv/.runtime ## run the pipeline on generated events; the results lie in out/
 	$(BIN)/python -m beam_pipelines.activity --output=out
@@ -22,11 +23,48 @@ query: .venv/.runtime ## ask the results of the last run: make query SQL="SELECT
 	  echo 'which query? e.g. make query SQL="SELECT * FROM page_view_counts LIMIT 10"' >&2; exit 2; fi
 	$(BIN)/python -m beam_pipelines.query out/activity.duckdb "$$SQL"
 
-test: .venv/.dev ## run every test
-	$(BIN)/python -m pytest
+STACK := $(BIN)/python -m stack
+ON_STACK := eval "$$($(STACK) env)";
+
+up: .venv/.runtime ## start Kafka, Postgres, Cassandra, Flink and Beam's workers on this machine
+	$(STACK) up
+
+down: .venv/.runtime ## stop them; what they hold stays
+	$(STACK) down
+
+activity: .venv/.runtime build-flink ## start the pipeline there; more flags: make activity FLAGS="…"
+	$(ON_STACK) $(BIN)/python -m beam_pipelines.activity --runner=FlinkRunner \
+	  --input=kafka:user_activity --database=env:ACTIVITY_DATABASE_URL \
+	  --enriched=kafka:enriched_activity --dead_letters=kafka:user_activity.dlq \
+	  --lake="$$LAKE" --cassandra="$$CASSANDRA" $(FLAGS)
+
+produce: .venv/.runtime ## send events until Ctrl-C, 2 a second; make produce FLAGS="--rate=100"
+	$(ON_STACK) $(BIN)/python scripts/producer.py $(FLAGS)
+
+verify: .venv/.runtime ## check every service, and send an event through
+	$(ON_STACK) $(BIN)/python scripts/verify.py $(FLAGS)
+
+stop: .venv/.runtime ## stop the pipeline with a savepoint
+	$(ON_STACK) $(BIN)/python scripts/job.py stop
+
+resume: .venv/.runtime build-flink ## start it again from that savepoint
+	$(ON_STACK) savepoint=$$($(BIN)/python scripts/job.py resume-path) && \
+	  $(MAKE) activity FLAGS="--savepoint_path=$$savepoint $(FLAGS)"
+
+break: .venv/.runtime ## kill a worker of the running pipeline, and compare the tables with the truth
+	$(ON_STACK) $(BIN)/python scripts/break.py $(FLAGS)
+
+build-flink: .venv/.runtime ## build Beam's job server for Flink
+	$(STACK) build-flink
+
+test: .venv/.dev build-flink ## run every test but the long ones; starts real servers
+	$(BIN)/python -m pytest --servers -m "not faults"
 
 test-unit: .venv/.dev ## run the tests that need nothing but Python
-	$(BIN)/python -m pytest --ignore=tests/integration
+	$(BIN)/python -m pytest
+
+test-faults: .venv/.dev build-flink ## kill every part of a running pipeline in turn
+	$(BIN)/python -m pytest tests/integration -m faults
 
 check: .venv/.dev ## lint, format check, types, import rules
 	$(BIN)/ruff check .
@@ -36,6 +74,12 @@ check: .venv/.dev ## lint, format check, types, import rules
 
 bench: .venv/.runtime ## measure speed and memory; prints a table and writes JSON
 	$(BIN)/python -m bench
+
+bench-flink: .venv/.runtime build-flink ## measure the pipeline on Flink, and others doing its work
+	$(BIN)/python -m bench.flink
+
+soak: .venv/.runtime build-flink ## run 20 minutes at 20,000 events/s; memory and checkpoints
+	$(BIN)/python -m bench.soak
 
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--generate-hashes --custom-compile-command "make lock"

@@ -186,6 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, options = parse(argv)
     try:
         if not config.in_process:
+            flink.quiet_submission()
             argv = [*argv, *flink.options_for(argv, "activity", config.endless, os.environ)]
             for note in flink.notes(argv):
                 print(note, file=sys.stderr)

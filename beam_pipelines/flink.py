@@ -1,6 +1,7 @@
 """Flink as the runner: its job server, sensible options, and whether the job came up."""
 
 import json
+import logging
 import os
 import re
 import time
@@ -189,7 +190,16 @@ def notes(argv: Sequence[str]) -> list[str]:
     return lines
 
 
-def wait_until_running(cluster: Cluster, name: str, patience_s: float = 120) -> str:
+def quiet_submission() -> None:
+    """Keep what Beam says of every submission out of the logs; our own words replace it."""
+    for name in ("apache_beam.options.pipeline_options", "apache_beam.utils.subprocess_server"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger().handlers[0].addFilter(
+        lambda record: not record.getMessage().startswith("Waiting for grpc channel")
+    )
+
+
+def wait_until_running(cluster: Cluster, name: str, patience_s: float = 300) -> str:
     """Wait until a job has completed a checkpoint, and return its id.
 
     Raises:
@@ -199,14 +209,17 @@ def wait_until_running(cluster: Cluster, name: str, patience_s: float = 120) -> 
     job = None
     while time.monotonic() < deadline:
         time.sleep(0.5)
-        job = job or cluster.job_named(name)
-        if job is None:
+        try:
+            job = job or cluster.job_named(name)
+            if job is None:
+                continue
+            state = cluster.get(f"/jobs/{job}")["state"]
+            if state in ("FAILED", "CANCELED"):
+                raise RuntimeError(f"the job {state.lower()}: {failure(cluster, job)}")
+            if cluster.get(f"/jobs/{job}/checkpoints").get("counts", {}).get("completed"):
+                return job
+        except OSError:  # so it answers while it sets the job up
             continue
-        state = cluster.get(f"/jobs/{job}")["state"]
-        if state in ("FAILED", "CANCELED"):
-            raise RuntimeError(f"the job {state.lower()}: {failure(cluster, job)}")
-        if cluster.get(f"/jobs/{job}/checkpoints").get("counts", {}).get("completed"):
-            return job
     cause = failure(cluster, job) if job else "it never reached the cluster"
     raise RuntimeError(f"after {patience_s:.0f} s the job has no checkpoint: {cause}")
 
