@@ -1,23 +1,21 @@
 """Postgres: result tables, upserted by their keys."""
 
-import hashlib
 import logging
-import random
 import re
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
 import psycopg
 import pyarrow as pa
-import pyarrow.compute as pc
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.sql import Identifier
 from pyarrow import csv
 
 from beam_pipelines.io.duckdb import merged, upsert_sql
+from beam_pipelines.io.patience import DEFAULT_PATIENCE, Patience
+from beam_pipelines.kernels.texts import shortened
 from beam_pipelines.model.batches import Rows, concatenated, schema_of
 from beam_pipelines.model.records import TIMESTAMP
 from beam_pipelines.model.secret import Secret
@@ -80,49 +78,6 @@ _REFUSED_FOR_GOOD = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long a call that fails for a passing reason is repeated.
-
-    Waits double from the first to the longest one; each is cut by a random part, up to
-    half, so that workers which failed together don't come back together.
-
-    Args:
-      limit_s: Seconds after the first attempt in which another may begin.
-      first_wait_s: The wait after the first failure, in seconds.
-      longest_wait_s: The longest wait, in seconds.
-      clock: Seconds that only grow.
-      sleep: Waits so many seconds.
-    """
-
-    limit_s: float = 90
-    first_wait_s: float = 0.1
-    longest_wait_s: float = 5
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-
-    def repeat(self, attempt: Callable[[], None], passes: Callable[[Exception], bool]) -> None:
-        """Call `attempt` until it succeeds.
-
-        Args:
-          attempt: What to do; it may be done twice.
-          passes: Whether an error of it may be gone the next time.
-
-        Raises:
-          Exception: the error of the last attempt, where it won't pass or time is up.
-        """
-        started, wait_s = self.clock(), self.first_wait_s
-        while True:
-            try:
-                return attempt()
-            except Exception as error:
-                left_s = started + self.limit_s - self.clock()
-                if left_s <= 0 or not passes(error):
-                    raise
-            self.sleep(min(wait_s, left_s) * random.uniform(0.5, 1))
-            wait_s = min(2 * wait_s, self.longest_wait_s)
-
-
 @dataclass
 class WriteToPostgres(beam.PTransform):
     """Upsert batches of rows into a table of a Postgres database.
@@ -158,7 +113,7 @@ class WriteToPostgres(beam.PTransform):
 
     table: Table
     database: Secret
-    patience: Patience = Patience()
+    patience: Patience = DEFAULT_PATIENCE
 
     def expand(self, rows: beam.PCollection) -> beam.PCollection:
         schema = schema_of(rows)
@@ -317,7 +272,7 @@ def csv_lines(rows: pa.Table, table: Table) -> pa.Buffer:
         if pa.types.is_timestamp(column.type):
             column = column.cast(pa.int64())
         elif name in texts:
-            column = _shortened(column, MAX_KEY_BYTES // len(texts))
+            column = shortened(column.combine_chunks(), MAX_KEY_BYTES // len(texts))
         columns[name] = column
     sink = pa.BufferOutputStream()
     csv.write_csv(pa.table(columns), sink, csv.WriteOptions(include_header=False))
@@ -353,22 +308,6 @@ def _received(column: pa.Field) -> str:
         f"TIMESTAMPTZ 'epoch' + ({days}) * INTERVAL '1 day' "
         f"+ ({rest}) * INTERVAL '1 microsecond' AS {name}"
     )
-
-
-def _shortened(column: pa.ChunkedArray, limit_bytes: int) -> pa.ChunkedArray:
-    too_long = pc.greater(pc.binary_length(column), limit_bytes)
-    if not pc.any(too_long).as_py():
-        return column
-    return pa.chunked_array(
-        [pa.array([_short(text, limit_bytes) for text in column.to_pylist()], column.type)]
-    )
-
-
-def _short(text: str | None, limit_bytes: int) -> str | None:
-    if text is None or len(encoded := text.encode()) <= limit_bytes:
-        return text
-    mark = f"…sha256:{hashlib.sha256(encoded).hexdigest()}"
-    return encoded[: limit_bytes - len(mark.encode())].decode(errors="ignore") + mark
 
 
 def _parameters(database: Secret) -> dict[str, Any]:

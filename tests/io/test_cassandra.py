@@ -39,7 +39,8 @@ from beam_pipelines.io.cassandra.encoding import (
     routing_keys,
 )
 from beam_pipelines.io.cassandra.tables import CassandraTable, DayOf, MicrosOf, insert_cql
-from beam_pipelines.io.cassandra.write import CassandraWriter, Patience, WriteToCassandra
+from beam_pipelines.io.cassandra.write import CassandraWriter, WriteToCassandra
+from beam_pipelines.io.patience import Patience
 from beam_pipelines.model.batches import BatchOf, batch_of_rows, empty_batch, one_of
 from beam_pipelines.model.records import TIMESTAMP
 from beam_pipelines.model.secret import Secret

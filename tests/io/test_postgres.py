@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 from beam_pipelines.io.duckdb import create_table_sql
+from beam_pipelines.io.patience import Patience
 from beam_pipelines.io.postgres import (
     MAX_KEY_BYTES,
-    Patience,
     PostgresTable,
     WriteToPostgres,
     check_postgres,

@@ -8,7 +8,6 @@ of native_protocol_v4.spec and native_protocol_v5.spec in the Cassandra reposito
 The driver serializes each value by itself, which takes 13 to 20 µs a row; this takes about 1.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 from beam_pipelines.io.cassandra.tables import CassandraTable, DayOf, MicrosOf
 from beam_pipelines.kernels.columns import hashes_of, micros, timestamps
 from beam_pipelines.kernels.hashing import hash_with
+from beam_pipelines.kernels.texts import shortened
 
 MAX_KEY_BYTES = 2_000
 """Of the texts of a key together, as in Postgres; Cassandra refuses keys of 64 KiB."""
@@ -135,7 +135,7 @@ def _values(rows: pa.RecordBatch, table: CassandraTable, column: str) -> np.ndar
         values = values.dictionary_decode()
     if pa.types.is_string(values.type) and column in table.primary_key:
         texts = [c for c in table.primary_key if table.cql_type(c) == "text"]
-        return _shortened(values, MAX_KEY_BYTES // len(texts))
+        return shortened(values, MAX_KEY_BYTES // len(texts))
     if pa.types.is_timestamp(values.type) and values.null_count == 0:
         return timestamps(micros(values))  # without a validity bitmap
     return values
@@ -186,18 +186,3 @@ def _fixed(values: np.ndarray, wire_type: str) -> pa.Array:
         pa.binary(wire.itemsize), len(wire), [None, pa.py_buffer(wire)]
     )
     return fixed.cast(pa.binary())
-
-
-def _shortened(texts: pa.Array, limit_bytes: int) -> pa.Array:
-    too_long = pc.greater(pc.binary_length(texts), limit_bytes)
-    if not pc.any(too_long).as_py():
-        return texts
-    return pa.array([_short(text, limit_bytes) for text in texts.to_pylist()], texts.type)
-
-
-def _short(text: str, limit_bytes: int) -> str:
-    data = text.encode()
-    if len(data) <= limit_bytes:
-        return text
-    mark = f"…sha256:{hashlib.sha256(data).hexdigest()}"
-    return data[: limit_bytes - len(mark.encode())].decode(errors="ignore") + mark

@@ -2,10 +2,8 @@
 
 import io
 import logging
-import random
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +31,7 @@ from beam_pipelines.io.cassandra.encoding import (
     routing_keys,
 )
 from beam_pipelines.io.cassandra.tables import CassandraTable, insert_cql
+from beam_pipelines.io.patience import DEFAULT_PATIENCE, Patience
 from beam_pipelines.model.batches import Rows, concatenated, schema_of
 from beam_pipelines.model.windows import refuse_partial_results
 from beam_pipelines.telemetry import Counter
@@ -43,49 +42,6 @@ IN_FLIGHT = 32
 """Batches of one writer that await their acknowledgement; fewer after an error."""
 
 _LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a call that fails for a passing reason is repeated.
-
-    Waits double from the first to the longest one; each is cut by a random part, up to
-    half, so that workers which failed together don't come back together.
-
-    Args:
-      limit_s: Seconds after the first attempt in which another may begin.
-      first_wait_s: The wait after the first failure, in seconds.
-      longest_wait_s: The longest wait, in seconds.
-      clock: Seconds that only grow.
-      sleep: Waits so many seconds.
-    """
-
-    limit_s: float = 90
-    first_wait_s: float = 0.1
-    longest_wait_s: float = 5
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-
-    def repeat(self, attempt: Callable[[], None], passes: Callable[[Exception], bool]) -> None:
-        """Call `attempt` until it succeeds.
-
-        Args:
-          attempt: What to do; it may be done twice.
-          passes: Whether an error of it may be gone the next time.
-
-        Raises:
-          Exception: the error of the last attempt, where it won't pass or time is up.
-        """
-        started, wait_s = self.clock(), self.first_wait_s
-        while True:
-            try:
-                return attempt()
-            except Exception as error:
-                left_s = started + self.limit_s - self.clock()
-                if left_s <= 0 or not passes(error):
-                    raise
-            self.sleep(min(wait_s, left_s) * random.uniform(0.5, 1))
-            wait_s = min(2 * wait_s, self.longest_wait_s)
 
 
 @dataclass
@@ -122,7 +78,7 @@ class WriteToCassandra(beam.PTransform):
 
     table: CassandraTable
     cluster: CassandraCluster
-    patience: Patience = Patience()
+    patience: Patience = DEFAULT_PATIENCE
 
     def expand(self, rows: beam.PCollection) -> beam.PCollection:
         schema = schema_of(rows)
