@@ -1,0 +1,40 @@
+"""Beam's worker pool on one address: `worker_pool.py HOST PORT`.
+
+Beam's own command listens on all of the machine's addresses, and whoever reaches it may
+have workers run what they like.
+"""
+
+import logging
+import sys
+
+import grpc
+from apache_beam.portability.api import beam_fn_api_pb2_grpc
+from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPoolServicer
+from apache_beam.utils.thread_pool_executor import shared_unbounded_instance
+
+# What Beam gives workers that it starts by itself: --max_cache_memory_usage_mb=100.
+_STATE_CACHE_BYTES = 100 << 20
+_BEAMS_DEFAULT = -1
+
+
+def main(host: str, port: str) -> None:
+    """Serve until the process is ended; `stack` ends the workers with it."""
+    # Forced: importing Beam has logged something already.
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
+    )
+    server = grpc.server(shared_unbounded_instance())
+    pool = BeamFnExternalWorkerPoolServicer(
+        use_process=True,
+        state_cache_size=_STATE_CACHE_BYTES,
+        data_buffer_time_limit_ms=_BEAMS_DEFAULT,
+    )
+    beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(pool, server)
+    server.add_insecure_port(f"{host}:{port}")
+    server.start()
+    logging.info("Listening for workers at %s:%s", host, port)
+    server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
