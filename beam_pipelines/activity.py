@@ -281,7 +281,8 @@ def run(config: ActivityConfig, source: Source, options: PipelineOptions) -> dic
 def _finish_database(config: ActivityConfig) -> dict[str, str]:
     from beam_pipelines.io.duckdb import create_events_view, digest
 
-    create_events_view(config.database_path, config.lake, ACTIVITY)
+    if config.lake in config.folders:
+        create_events_view(config.database_path, config.lake, ACTIVITY)
     return {"result_sha256": digest(config.database_path, TABLES)}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from beam_pipelines.io.publication import OBJECT_STORES, on_object_store
 from beam_pipelines.model.activity import ACTIVITY, EVENT_TYPES
 from beam_pipelines.model.secret import Secret
 from beam_pipelines.model.time_rule import TimeRule
@@ -17,8 +18,6 @@ DUCKDB = "duckdb:///"
 
 KAFKA = "kafka:"
 """Before the names of topics."""
-
-OBJECT_STORES = ("s3://", "gs://")
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,9 @@ class ActivityConfig:
     def folders(self) -> tuple[str, ...]:
         """The folders of this machine that results go to."""
         places = (self.lake, self.enriched, self.dead_letters)
-        return tuple(place for place in places if not place.startswith((KAFKA, *OBJECT_STORES)))
+        return tuple(
+            place for place in places if not (place.startswith(KAFKA) or on_object_store(place))
+        )
 
     def settings_identity(self) -> dict[str, Any]:
         """Return what decides the results of complete input, besides the input: for run.json.

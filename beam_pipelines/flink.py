@@ -8,6 +8,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -142,7 +143,7 @@ def options_for(
 
 
 def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+    for flag, following in pairwise([*argv, ""]):
         name, equals, value = flag.removeprefix("--").partition("=")
         yield name, value if equals else following
 
@@ -235,7 +236,7 @@ def failure(cluster: Cluster, job: str) -> str:
 def python_error(stacktrace: str) -> str:
     """Return the last line of the Python traceback in a Java stack trace, else its first line."""
     lines = stacktrace.splitlines()
-    tracebacks = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent")]
+    tracebacks = [i for i, line in enumerate(lines) if "Traceback (most recent" in line]
     if not tracebacks:
         return lines[0] if lines else "unknown"
     ends = [

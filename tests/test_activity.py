@@ -10,11 +10,11 @@ import pytest
 
 from beam_pipelines import activity
 from beam_pipelines.activity import broken_laws, main
+from beam_pipelines.config import ActivityConfig
 from beam_pipelines.connectors import Source, open_source
 from beam_pipelines.demo import CHUNK_RECORDS, DemoTraffic
 from beam_pipelines.io import generated
 from beam_pipelines.io.generated import ReadGenerated
-from beam_pipelines.options import ActivityConfig
 from tests.runs import (
     dead_letters,
     digests,
@@ -65,7 +65,7 @@ def chunk_of(traffic: DemoTraffic, records: int, i: int) -> pa.RecordBatch:
 def read_in_parts(monkeypatch: pytest.MonkeyPatch, records: int, range_offsets: int) -> None:
     """Let the demo be read in smaller batches (of `records`) and bundles (of ranges)."""
 
-    def opened(config: ActivityConfig) -> Source:
+    def opened(config: ActivityConfig, readers: int) -> Source:
         source, traffic = open_source(config), DemoTraffic(config.demo_events, config.seed)
         monkeypatch.setattr(generated, "RANGE_OFFSETS", range_offsets)
         chunk = partial(chunk_of, traffic, records)
@@ -129,7 +129,7 @@ def test_a_run_with_another_seed_is_refused_until_it_may_overwrite(tmp_path, cap
         (["--sessiongap_s=5"], "there is no flag --sessiongap_s; did you mean --session_gap_s?"),
         (["--input=/nowhere/*.log"], "no file matches '/nowhere/*.log'"),
         (["--runner=FlinkRunner"], "is a DuckDB file, which one process writes"),
-        (["--direct_running_mode=multi_processing"], "not --direct_running_mode=multi_processing"),
+        (["--direct_running_mode=multi_processing"], "--direct_running_mode=multi_processing isn't supported"),
     ],
 )
 def test_misuse_exits_with_2_and_says_what_would_be_right(flags, told, tmp_path, capsys):

@@ -1,20 +1,38 @@
-"""Files that appear whole: written aside, then renamed into place."""
+"""Files that appear whole, in a local folder or on an object store.
 
+A folder is a local path, or a URI of S3 or Google Cloud Storage as pyarrow reads it:
+`s3://bucket/path`, `gs://bucket/path`, with options such as
+`?region=eu-central-1` or `?scheme=http&endpoint_override=HOST:PORT`. Credentials come from
+the environment of the worker (`AWS_ACCESS_KEY_ID`, an instance's role, …), never from here.
+"""
+
+import functools
 import os
+import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from pyarrow import fs
+
+OBJECT_STORES = ("s3://", "gs://")
 
 _SCRATCH = "_tmp"
 
 
 def scratch_path(folder: str | os.PathLike[str]) -> Path:
-    """Return an unused path below `folder` for a file that isn't meant to be read yet.
+    """Return an unused path below a local folder for a file that isn't meant to be read yet.
 
     It ends in `.tmp`, so that patterns like `**/*.parquet` don't match it.
+
+    Raises:
+      ValueError: the folder isn't local.
     """
+    if on_object_store(folder):
+        raise ValueError(f"{folder} is no local folder, which scratch files need")
     scratch = Path(folder, _SCRATCH)
     scratch.mkdir(parents=True, exist_ok=True)
     return scratch / f"{uuid.uuid4().hex}.tmp"
@@ -22,11 +40,18 @@ def scratch_path(folder: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def published(folder: str | os.PathLike[str], name: str) -> Iterator[Path]:
-    """Give a path to write to; the file appears as `name` in the folder when the block ends.
+    """Give a local path to write to; the file appears as `name` in the folder at the block's end.
 
-    Readers see all of it or what was there before, never a part. Nothing appears when the
-    block raises. `name` may lead through subfolders.
+    Readers see all of it or what was there before, never a part: locally it is renamed, on
+    an object store sent as one object. Nothing appears when the block raises. `name` may
+    lead through subfolders.
     """
+    if on_object_store(folder):
+        with tempfile.TemporaryDirectory(prefix="publish-") as scratch:
+            path = Path(scratch, "file.tmp")
+            yield path
+            _send(path, folder, name)
+        return
     path = scratch_path(folder)
     try:
         yield path
@@ -38,9 +63,68 @@ def published(folder: str | os.PathLike[str], name: str) -> Iterator[Path]:
         raise
 
 
+def listed(folder: str | os.PathLike[str], below: str = "") -> list[str]:
+    """Return the names of the published files of a folder, sorted; none where it is missing.
+
+    Names are relative to the folder, with `/` between their parts.
+
+    Args:
+      folder: Where the files are.
+      below: A subfolder, to list only what is in there.
+    """
+    store, root = filesystem(folder)
+    start = f"{root}/{below}" if below else root
+    found = store.get_file_info(fs.FileSelector(start, allow_not_found=True, recursive=True))
+    names = [info.path[len(root) + 1 :] for info in found if info.type == fs.FileType.File]
+    return sorted(name for name in names if not name.startswith(f"{_SCRATCH}/"))
+
+
+def remove(folder: str | os.PathLike[str], name: str) -> None:
+    """Remove a published file; one that is gone already is no error."""
+    store, root = filesystem(folder)
+    with suppress(FileNotFoundError):
+        store.delete_file(f"{root}/{name}")
+
+
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Remove what runs that crashed left unpublished in a folder.
 
-    Call it while nothing writes there.
+    Call it while nothing writes there. On object stores nothing is ever left.
     """
-    shutil.rmtree(Path(folder, _SCRATCH), ignore_errors=True)
+    if not on_object_store(folder):
+        shutil.rmtree(Path(folder, _SCRATCH), ignore_errors=True)
+
+
+def on_object_store(folder: str | os.PathLike[str]) -> bool:
+    """Tell a URI of an object store from a local path."""
+    return str(folder).startswith(OBJECT_STORES)
+
+
+def filesystem(folder: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
+    """Return the filesystem of a folder, and the folder's path there.
+
+    Raises:
+      ValueError: the folder is a URI of something else, or none that pyarrow understands.
+    """
+    if not on_object_store(folder):
+        if re.match(r"[a-z][a-z0-9+.-]*://", str(folder)):
+            raise ValueError(f"{folder} is neither a local path nor {' or '.join(OBJECT_STORES)}…")
+        return fs.LocalFileSystem(), os.path.abspath(folder)
+    store, root = _opened(str(folder))
+    return store, root.rstrip("/")
+
+
+@functools.lru_cache(maxsize=16)
+def _opened(uri: str) -> tuple[fs.FileSystem, str]:
+    store, root = fs.FileSystem.from_uri(uri)
+    return store, root
+
+
+def _send(path: Path, folder: str | os.PathLike[str], name: str) -> None:
+    store, root = filesystem(folder)
+    # The whole file at once: closing the stream publishes it, so there must be no way to
+    # the close that leads past an unwritten part.
+    whole = path.read_bytes()
+    stream = store.open_output_stream(f"{root}/{name}")
+    stream.write(whole)
+    stream.close()
