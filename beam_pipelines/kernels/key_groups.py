@@ -13,18 +13,18 @@ from itertools import count
 MAX_PARALLELISM = 128
 """Key groups of a job; the labels chosen here are even for no other number."""
 
-_32_BITS = 0xFFFFFFFF
+_32_BITS, _64_BITS = (1 << 32) - 1, (1 << 64) - 1
+_C1, _C2 = 0x87C37B91114253D5, 0x4CF5AD432745937F
 
 
 def key_group(encoded_key: bytes, max_parallelism: int = MAX_PARALLELISM) -> int:
     """Return the key group of a key, as Beam encodes it for Flink (in nested context).
 
-    `java.nio.ByteBuffer.hashCode`, scrambled by `org.apache.flink.util.MathUtils.murmurHash`,
-    modulo the number of groups (`KeyGroupRangeAssignment.assignToKeyGroup`).
+    `org.apache.beam.runners.flink.adapter.FlinkKey.hashCode` (Guava's murmur3_128 as an int),
+    scrambled by `org.apache.flink.util.MathUtils.murmurHash`, modulo the number of groups
+    (`KeyGroupRangeAssignment.assignToKeyGroup`).
     """
-    code = 1
-    for byte in reversed(encoded_key):
-        code = (31 * code + (byte - 256 if byte > 127 else byte)) & _32_BITS
+    code = _murmur3_128_int(encoded_key)
     code = code * 0xCC9E2D51 & _32_BITS
     code = _rotated(code, 15) * 0x1B873593 & _32_BITS
     code = (_rotated(code, 13) * 5 + 0xE6546B64) & _32_BITS
@@ -78,5 +78,30 @@ def varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-def _rotated(code: int, bits: int) -> int:
-    return (code << bits | code >> (32 - bits)) & _32_BITS
+def _murmur3_128_int(data: bytes) -> int:
+    """Return the lowest 32 bits of MurmurHash3_x64_128 with seed 0 (A. Appleby, 2011)."""
+    h1 = h2 = 0
+    for start in range(0, len(data), 16):
+        block = data[start : start + 16]  # the last one, if shorter, is padded with zeros
+        k1, k2 = (int.from_bytes(half, "little") for half in (block[:8], block[8:]))
+        whole = len(block) == 16
+        h1 ^= _rotated(k1 * _C1 & _64_BITS, 31, 64) * _C2 & _64_BITS
+        if whole:
+            h1 = ((_rotated(h1, 27, 64) + h2) * 5 + 0x52DCE729) & _64_BITS
+        h2 ^= _rotated(k2 * _C2 & _64_BITS, 33, 64) * _C1 & _64_BITS
+        if whole:
+            h2 = ((_rotated(h2, 31, 64) + h1) * 5 + 0x38495AB5) & _64_BITS
+    h1, h2 = h1 ^ len(data), h2 ^ len(data)
+    h1 = h1 + h2 & _64_BITS
+    h2 = h1 + h2 & _64_BITS
+    return _mixed(h1) + _mixed(h2) & _32_BITS
+
+
+def _mixed(code: int) -> int:
+    code = (code ^ code >> 33) * 0xFF51AFD7ED558CCD & _64_BITS
+    code = (code ^ code >> 33) * 0xC4CEB9FE1A85EC53 & _64_BITS
+    return code ^ code >> 33
+
+
+def _rotated(code: int, bits: int, width: int = 32) -> int:
+    return (code << bits | code >> (width - bits)) & ((1 << width) - 1)
