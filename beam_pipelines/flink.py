@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
+from urllib.parse import urlsplit
 
 from beam_pipelines.kernels.key_groups import MAX_PARALLELISM
 
@@ -60,6 +61,11 @@ class Cluster:
     """
 
     url: str
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is on this machine, whose cores the workers share."""
+        return urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
 
     def get(self, path: str) -> Any:
         """Return the JSON of a path; raises OSError where there is no answer."""
@@ -111,10 +117,21 @@ def options_for(
         if not overview["slots-total"]:
             raise ValueError(f"the Flink cluster at {cluster.url} has no TaskManager as yet")
         version = ".".join(overview["flink-version"].split(".")[:2])
-        added = {"flink_master": cluster.url, "parallelism": overview["slots-total"]}
+        slots = overview["slots-total"]
+        added = {
+            "flink_master": cluster.url,
+            "parallelism": min(slots, _cores()) if cluster.is_here else slots,
+        }
+        wanted = int(values.get("parallelism", added["parallelism"]))
+        if overview["slots-available"] < wanted:
+            raise ValueError(
+                f"the Flink cluster at {cluster.url} has {overview['slots-available']} of {slots} "
+                f"slots free, and the job needs {wanted}: stop the other job (make stop), or "
+                "--parallelism=N"
+            )
     else:
         version = values.get("flink_version", BUILT_FOR)
-        added = {"parallelism": os.cpu_count() or 1}
+        added = {"parallelism": _cores()}
     added["flink_version"] = version
     parallelism = int(values.get("parallelism", added["parallelism"]))
     added |= {
@@ -122,7 +139,7 @@ def options_for(
         "max_parallelism": MAX_PARALLELISM,
         "max_bundle_size": MAX_BUNDLE_SIZE,
         "max_bundle_time_mills": MAX_BUNDLE_TIME_MS,
-        "sdk_worker_parallelism": min(parallelism, os.cpu_count() or 1),
+        "sdk_worker_parallelism": min(parallelism, _cores()),
     }
     if endless:
         added |= {"streaming": None, "checkpointing_interval": CHECKPOINTING_INTERVAL_MS}
@@ -140,6 +157,10 @@ def options_for(
         for name, value in added.items()
         if name not in given
     ]
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
 
 
 def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -234,11 +255,15 @@ def failure(cluster: Cluster, job: str) -> str:
 
 
 def python_error(stacktrace: str) -> str:
-    """Return the last line of the Python traceback in a Java stack trace, else its first line."""
+    """Return what a Java stack trace is about.
+
+    The last line of the Python traceback in it, else its innermost cause, else its first line.
+    """
     lines = stacktrace.splitlines()
     tracebacks = [i for i, line in enumerate(lines) if "Traceback (most recent" in line]
     if not tracebacks:
-        return lines[0] if lines else "unknown"
+        causes = [line for line in lines if line.startswith("Caused by: ")]
+        return causes[-1].removeprefix("Caused by: ") if causes else (lines or ["unknown"])[0]
     ends = [
         line
         for line in lines[tracebacks[-1] + 1 :]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import OffsetSpec
 
 from beam_pipelines.io.kafka.client import KafkaCluster, topic_partitions
@@ -85,7 +86,6 @@ class Reading:
                 raise
             _LOGGER.warning("the topics could not be looked at: %s", error)
             return positions
-        self.looked_at = now
         for name, topic in topics.items():
             known = positions.topic_ids.get(name, topic.topic_id)
             if known != topic.topic_id:
@@ -103,8 +103,16 @@ class Reading:
             if (zlib.crc32(name.encode()) + number) % self.readers == self.index
         ]
         new = [partition for partition in found if partition not in positions.partitions]
+        try:
+            begun = self._begun(new, positions)
+        except KafkaException as error:  # a partition that was just made may lack a leader
+            if not positions.begun:
+                raise
+            _LOGGER.warning("new partitions can't be read as yet: %s", error)
+            return positions
+        self.looked_at = now
         return replace(
-            positions.moved(self._begun(new, positions)),
+            positions.moved(begun),
             topic_ids={name: topic.topic_id for name, topic in topics.items()},
             begun=True,
         )

@@ -26,6 +26,7 @@ class Broker:
         self.now_s = float(NOON_S)
         self.monotonic_s = 1000.0
         self.reachable = True
+        self.leaderless = set()
         self.topics = {"views": ("id-1", 2, "LogAppendTime")}
         self.begins = {}
         self.ends = {P0: 0, P1: 0}
@@ -68,8 +69,8 @@ class FakeFetcher:
         return {p: self.broker.ends.get(p, 0) if reachable else None for p in partitions}
 
     def list_offsets(self, partitions, spec):
-        if not self.broker.reachable:
-            raise KafkaException("no answer")
+        if self.broker.leaderless & {*partitions}:
+            raise KafkaException("no leader")
         self.broker.asked.append(spec._value)
         known = {-2: self.broker.begins, -1: self.broker.ends}.get(spec._value, self.broker.at_time)
         return {p: known.get(p, 0) for p in partitions}

@@ -1,4 +1,5 @@
 import pytest
+from confluent_kafka import KafkaException
 
 from beam_pipelines.io.kafka import reading
 from beam_pipelines.io.kafka.client import KafkaCluster, KafkaUnreachable
@@ -275,6 +276,24 @@ def test_a_new_partition_is_read_from_its_beginning(broker):
     after = read.looked_up(positions)
     assert after == positions.moved({P2: Position(2, 2)})
     assert after.watermark_us() is None  # held until something is known of it
+
+
+def test_a_new_partition_without_a_leader_is_waited_for(broker, caplog):
+    read = reading_of(broker)
+    positions = read.looked_up(Positions())
+    broker.topics["views"] = ("id-1", 3, "LogAppendTime")
+    broker.go(METADATA_PERIOD_S)
+    broker.leaderless = {P2}
+    assert read.looked_up(positions) == positions
+    assert "new partitions can't be read as yet" in caplog.text
+    broker.leaderless = set()
+    assert read.looked_up(positions) == positions.moved({P2: Position(0, 0)})
+
+
+def test_a_partition_without_a_leader_at_the_start_is_an_error(broker):
+    broker.leaderless = {P1}
+    with pytest.raises(KafkaException):
+        reading_of(broker).looked_up(Positions())
 
 
 def test_positions_that_were_restored_go_on(broker):

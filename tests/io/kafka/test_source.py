@@ -1,5 +1,6 @@
 import apache_beam as beam
 import pytest
+from apache_beam.coders import StrUtf8Coder, TupleCoder
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
@@ -12,6 +13,7 @@ from beam_pipelines.io.kafka.fetch import SourceError
 from beam_pipelines.io.kafka.positions import Positions, PositionsTracker
 from beam_pipelines.io.kafka.reading import OpenReadings, Reading
 from beam_pipelines.io.kafka.source import ReadKafka
+from beam_pipelines.kernels.key_groups import MAX_PARALLELISM, key_group
 from beam_pipelines.model.batches import BatchOf
 from beam_pipelines.model.records import PAYLOADS
 from beam_pipelines.model.span import spanned
@@ -248,9 +250,12 @@ def test_a_drained_job_reads_no_further():
 
 
 @pytest.mark.parametrize("readers", [1, 2, 3, 4, 8, 32])
-def test_readers_are_named_by_their_number_and_differ(readers):
+def test_each_reader_has_a_name_that_flink_puts_on_a_subtask_of_its_own(readers):
     names = source._labels(b"", readers)
-    assert [name.split("/")[:2] for name in names] == [
-        [str(i), str(readers)] for i in range(readers)
-    ]
-    assert len(set(names)) == readers
+    assert [name.rsplit("/", 1)[0] for name in names] == [f"{i}/{readers}" for i in range(readers)]
+    keys = [NESTED.encode((name, "")) for name in names]
+    assert [key_group(key) * readers // MAX_PARALLELISM for key in keys] == [*range(readers)]
+
+
+NESTED = TupleCoder([StrUtf8Coder(), StrUtf8Coder()])
+"""Encodes its first part as keys are: with its length."""
