@@ -1,0 +1,238 @@
+"""The benchmark on Flink: how it counts, what it says. Nothing is started."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bench.flink import __main__ as command
+from bench.flink import report
+from bench.flink.backlog import Backlog, sent
+from bench.flink.cpu import OTHERS, CpuClock, Used
+from bench.flink.job import CORE, WHOLE
+from bench.flink.latency import (
+    Events,
+    Latency,
+    Look,
+    early_latency_ms,
+    enriched_latency_ms,
+    final_latency_ms,
+)
+from bench.flink.watch import (
+    READ,
+    CatchUp,
+    Sample,
+    beam_counters,
+    beam_steps,
+    checkpoint_figures,
+    flink_sql_read,
+    watch,
+)
+
+PREFIX = "flink_taskmanager_job_task_operator_"
+METRICS = f"""\
+# HELP {PREFIX}beam_pipelines_read read
+{PREFIX}beam_pipelines_read{{job_id="a",subtask_index="0",}} 3.0
+{PREFIX}beam_pipelines_read{{job_id="a",subtask_index="1",}} 4.0
+{PREFIX}beam_pipelines_read{{job_id="b",subtask_index="0",}} 50.0
+{PREFIX}beam_pipelines_rows_written_active_users{{job_id="a",}} 2.0
+{PREFIX}beam_pipelines_invalid{{job_id="a",}} 1.0
+{PREFIX}beam_pipelines_invalid_bad_time{{job_id="a",}} 1.0
+{PREFIX}ref_AppliedPTransform_Read_activity_Poll_6_metric:ptransform_execution_time:total_msecs:v1{{job_id="a",}} 1500.0
+{PREFIX}KafkaSourceReader_topic_t_partition_0_currentOffset{{job_id="a",}} 9.0
+{PREFIX}KafkaSourceReader_topic_t_partition_1_currentOffset{{job_id="a",}} -1.0
+"""  # noqa: E501
+
+
+def caught_up(name: str, *read: int, others: float = 0.0) -> CatchUp:
+    samples = [Sample(float(second), {READ: count}) for second, count in enumerate(read)]
+    return CatchUp(name, samples, {"workers": 1.5, OTHERS: others}, {}, {"Parse": 2.0})
+
+
+def test_counters_are_those_of_one_job_under_their_own_names():
+    assert beam_counters(METRICS, "a") == {
+        "read": 7,
+        "rows_written.active_users": 2,
+        "invalid": 1,
+        "invalid.bad_time": 1,
+    }
+
+
+def test_steps_have_the_seconds_of_the_workers():
+    assert beam_steps(METRICS, "a") == {"Read activity Poll": 1.5}
+
+
+def test_a_kafka_source_has_read_up_to_its_offsets():
+    assert flink_sql_read(METRICS, "a") == {READ: 10}
+
+
+def test_watching_begins_with_the_first_event_and_ends_with_the_last(monkeypatch):
+    monkeypatch.setattr("bench.flink.watch.time.sleep", lambda _: None)
+    counts = iter([OSError(), {}, {READ: 0}, {READ: 5}, {READ: 8}])
+
+    def progress():
+        if isinstance(now := next(counts), OSError):
+            raise now
+        return now
+
+    checked = []
+    samples, cores = watch(
+        progress, lambda c: c[READ] == 8, lambda: checked.append(1), CpuClock({}), lambda _: None
+    )
+    assert [sample.counts for sample in samples] == [{READ: 5}, {READ: 8}]
+    assert len(checked) == 5
+    assert set(cores) == {OTHERS}
+
+
+def test_a_job_that_stands_still_is_given_up(monkeypatch):
+    clock = iter(range(0, 100_000, 100))
+    monkeypatch.setattr("bench.flink.watch.time.sleep", lambda _: None)
+    monkeypatch.setattr("bench.flink.watch.time.monotonic", lambda: float(next(clock)))
+    with pytest.raises(TimeoutError, match=r"nothing has moved for 300 s, at \{'read': 5\}"):
+        watch(lambda: {READ: 5}, lambda _: False, lambda: None, CpuClock({}), lambda _: None)
+
+
+def test_the_rate_is_that_between_the_first_and_the_last_sample():
+    run = caught_up(CORE, 100, 300, 500, 700, 900)
+    assert (run.events, run.seconds, run.per_s) == (800, 4.0, 200.0)
+    assert run.per_s_by_quarter == [200.0, 200.0, 200.0, 200.0]
+
+
+def test_cpu_counts_descendants_and_what_is_left_is_others(tmp_path):
+    def process(pid: int, parent: int, *ticks: int) -> None:
+        folder = tmp_path / str(pid)
+        folder.mkdir()
+        counters = "0 0 0 0 0 0 0 0 0"
+        own = " ".join(map(str, ticks))
+        (folder / "stat").write_text(f"{pid} (a ) b) S {parent} {counters} {own} 20 0")
+
+    process(10, 1, 100, 0, 0, 0)
+    process(11, 10, 100, 100, 0, 0)
+    process(12, 11, 0, 0, 50, 50)
+    process(20, 1, 100, 0, 0, 0)
+    (tmp_path / "stat").write_text("cpu  600 100 200 5000 10 0 100 0 0 0\ncpu0 1 1 1 1\n")
+    used = CpuClock({"pool": 10}).read(tmp_path)
+    assert used.seconds == {"pool": 4.0, OTHERS: 6.0}
+
+
+def test_cores_are_averages_the_largest_first():
+    before, after = Used(1.0, {"a": 1.0, "b": 1.0}), Used(5.0, {"a": 3.0, "b": 7.0, "c": 1.0})
+    assert list(after.since(before).items()) == [("b", 1.5), ("a", 0.5), ("c", 0.25)]
+
+
+def test_checkpoint_figures_are_flinks():
+    answer = {
+        "counts": {"completed": 3, "failed": 1, "restored": 0},
+        "summary": {
+            "state_size": {"max": 900, "avg": 500},
+            "checkpointed_size": {"avg": 100},
+            "end_to_end_duration": {"avg": 50, "max": 70},
+        },
+        "latest": {"completed": {"state_size": 800}},
+    }
+    assert checkpoint_figures(answer) == {
+        "completed": 3,
+        "failed": 1,
+        "restored": 0,
+        "latest_full_bytes": 800,
+        "max_full_bytes": 900,
+        "avg_uploaded_bytes": 100,
+        "avg_ms": 50,
+        "max_ms": 70,
+    }
+
+
+def test_a_backlog_is_named_by_what_is_in_it():
+    assert Backlog(30_000_000, 50_000, 4).topic == "backlog-30000000-50000-4"
+    assert sent('a line\n{"sent": 3, "acked": 3}\n') == {"sent": 3, "acked": 3}
+
+
+MINUTE_MS = 60_000
+
+
+def events(*rows: tuple[int, int, int, bool]) -> Events:
+    identity, append_ms, event_ms, is_view = map(np.array, zip(*rows, strict=True))
+    return Events(identity.astype(np.uint64), append_ms, event_ms, is_view)
+
+
+CAME = events(  # of the minute from 60,000 on: three views and a click
+    (1, 70_000, 65_000, True),
+    (2, 80_000, 75_000, True),
+    (3, 90_000, 85_000, False),
+    (4, 100_000, 90_000, True),
+    (9, 500_000, 490_000, True),  # moves the watermark, and has not come out
+)
+WENT = events(
+    (1, 70_400, 65_000, True),
+    (2, 80_600, 75_000, True),
+    (3, 90_500, 85_000, False),
+    (4, 101_000, 90_000, True),
+)
+
+
+def test_latency_to_the_enriched_topic_is_between_two_appends():
+    assert list(enriched_latency_ms(CAME, WENT, 75_000)) == [600, 500, 1_000]
+
+
+def test_an_early_row_is_late_by_when_it_counts_the_event():
+    looks = [
+        Look(72_000.0, {60_000: 1}),
+        Look(85_000.0, {60_000: 1}),
+        Look(95_000.0, {60_000: 2}),
+        Look(106_000.0, {60_000: 3}),
+    ]
+    assert list(early_latency_ms(CAME, WENT, looks, 75_000)) == [15_000, 6_000]
+
+
+def test_a_final_row_counts_all_that_came_before_the_watermark_passed():
+    passed_ms = 60_000 + MINUTE_MS + 120_000
+    looks = [
+        Look(passed_ms - 500.0, {60_000: 2}),
+        Look(passed_ms + 500.0, {60_000: 2}),
+        Look(passed_ms + 1_500.0, {60_000: 3}),
+    ]
+    assert list(final_latency_ms(CAME, WENT, looks, 0)) == [1_500]
+    assert list(final_latency_ms(CAME, WENT, looks[:2], 0)) == [np.inf]
+
+
+def test_the_report_says_what_is_reached_disturbed_and_how_others_compare():
+    results = report.Results(
+        backlog={"events": 900, "partitions": 4, "append_span_s": 600.0},
+        catch_ups=[
+            caught_up(CORE, 0, 200_000, 400_000),
+            caught_up(WHOLE, 0, 30_000, 60_000, others=0.7),
+            caught_up("Flink SQL", 0, 50_000, 100_000),
+        ],
+        latencies=[
+            Latency(4, 20_000, np.array([300, 900]), np.array([11_000.0]), np.array([4_000.0]))
+        ],
+        failed={"spark": "out of memory"},
+    )
+    lines = list(report.shown(results))
+    assert lines[0] == "backlog: 900 events, 4 partitions, append times of 600 s"
+    assert lines[2].endswith("target 150,000/s reached, 67% of the aim")
+    assert lines[3].endswith("missed: 50% of the target 60,000/s")
+    assert lines[4].endswith("core is 4.0 times as fast")
+    assert "  disturbed: others used 0.70 cores of this machine" in lines
+    said = {line[2:32].strip(): line[32:].split() for line in lines if line.startswith("  ")}
+    assert said["enriched, p99"][-1] == "holds"
+    assert said["final row, max"][-1] == "exceeded"
+    assert lines[-1] == "spark failed: out of memory"
+    document = json.loads(json.dumps(report.document(results, {"cores": 2})))
+    assert document["catch_up"][0]["events_per_s"] == 200_000
+    assert document["catch_up"][0]["reached"] is True
+    assert document["latency"][0]["seconds"]["enriched, p50"] == 0.6
+
+
+def test_what_was_not_measured_does_not_hold():
+    empty = np.empty(0)
+    figures = report.latency_figures(Latency(4, 20_000, empty, empty, empty))
+    assert all(np.isnan(value) for value in figures.values())
+    assert report._holds(figures["final row, max"], 3.0) == "exceeded"
+
+
+def test_an_unknown_part_is_named(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--only=core,storm"])
+    assert ended.value.code == 2
+    assert "no part 'storm'" in capsys.readouterr().err
