@@ -52,7 +52,7 @@ resume: .venv/.runtime build-flink ## start it again from that savepoint
 	  $(MAKE) activity FLAGS="--savepoint_path=$$savepoint $(FLAGS)"
 
 break: .venv/.runtime ## kill a worker of the running pipeline, and compare the tables with the truth
-	$(ON_STACK) $(BIN)/python scripts/break.py $(FLAGS)
+	$(ON_STACK) $(BIN)/python -m scripts.break $(FLAGS)
 
 build-flink: .venv/.runtime ## build Beam's job server for Flink
 	$(STACK) build-flink
@@ -63,8 +63,8 @@ test: .venv/.dev build-flink ## run every test but the long ones; starts real se
 test-unit: .venv/.dev ## run the tests that need nothing but Python
 	$(BIN)/python -m pytest
 
-test-faults: .venv/.dev build-flink ## kill every part of a running pipeline in turn
-	$(BIN)/python -m pytest tests/integration -m faults
+test-faults: .venv/.dev build-flink ## run the pipeline without end on Flink, and kill every part of it in turn
+	$(BIN)/python -m pytest --servers -m faults
 
 check: .venv/.dev ## lint, format check, types, import rules
 	$(BIN)/ruff check .

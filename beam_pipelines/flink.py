@@ -142,7 +142,17 @@ def options_for(
         "sdk_worker_parallelism": min(parallelism, _cores()),
     }
     if endless:
-        added |= {"streaming": None, "checkpointing_interval": CHECKPOINTING_INTERVAL_MS}
+        added |= {
+            "streaming": None,
+            "checkpointing_interval": CHECKPOINTING_INTERVAL_MS,
+            # A job takes these from here, whatever the cluster is configured to. Without the
+            # first two, one that fails for good or is cancelled takes its checkpoints along.
+            "externalized_checkpoints_enabled": None,
+            "retain_externalized_checkpoints_on_cancellation": None,
+            # Named, it is off: a checkpoint that took too long is no reason to start again
+            # from the one before, and to take longer still.
+            "fail_on_checkpointing_errors": None,
+        }
     pool = environment.get("BEAM_WORKER_POOL")
     if "environment_type" not in given and pool:
         added |= {"environment_type": "EXTERNAL", "environment_config": pool}

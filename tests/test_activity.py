@@ -129,7 +129,7 @@ def test_a_run_with_another_seed_is_refused_until_it_may_overwrite(tmp_path, cap
         (["--sessiongap_s=5"], "there is no flag --sessiongap_s; did you mean --session_gap_s?"),
         (["--input=/nowhere/*.log"], "no file matches '/nowhere/*.log'"),
         (["--runner=FlinkRunner"], "is a DuckDB file, which one process writes"),
-        (["--direct_running_mode=multi_processing"], "--direct_running_mode=multi_processing isn't supported"),
+        (["--direct_running_mode=multi_processing"], "multi_processing isn't supported"),
     ],
 )
 def test_misuse_exits_with_2_and_says_what_would_be_right(flags, told, tmp_path, capsys):

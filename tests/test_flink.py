@@ -128,6 +128,9 @@ def test_what_is_left_open_suits_the_cluster(rest, built):
         "max_bundle_time_mills": "200",
         "streaming": "",
         "checkpointing_interval": "10000",
+        "externalized_checkpoints_enabled": "",
+        "retain_externalized_checkpoints_on_cancellation": "",
+        "fail_on_checkpointing_errors": "",
         "environment_type": "EXTERNAL",
         "environment_config": "127.0.0.1:25000",
     }

@@ -2,7 +2,7 @@
 
 Flink hashes an encoded key into one of `max_parallelism` key groups, and gives each
 subtask a contiguous run of them. A handful of keys (readers, shards) falls unevenly: of 16
-integers, 4 subtasks got 6, 4, 3 and 3. So such keys are given labels that are chosen, by
+integers, 4 subtasks get 5, 4, 4 and 3. So such keys are given labels that are chosen, by
 the same hash, to fall evenly.
 """
 

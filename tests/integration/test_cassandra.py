@@ -1,7 +1,6 @@
-"""The Cassandra sink against a server of its own."""
+"""The Cassandra sink against a server."""
 
 import gc
-import os
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,17 +16,16 @@ from beam_pipelines.io.cassandra import cluster as cluster_module
 from beam_pipelines.io.cassandra import encoding
 from beam_pipelines.io.cassandra.cluster import CassandraError, check_cassandra, parse_cluster
 from beam_pipelines.io.cassandra.tables import CassandraTable, DayOf, MicrosOf
-from beam_pipelines.io.cassandra.write import CassandraWriter, Patience, WriteToCassandra
+from beam_pipelines.io.cassandra.write import CassandraWriter, WriteToCassandra
+from beam_pipelines.io.patience import Patience
 from beam_pipelines.model.activity import ACTIVITY, PAGE_VIEW_COUNTS
 from beam_pipelines.model.batches import BatchOf, batch_of_rows, empty_batch
 from beam_pipelines.model.records import event_schema
 from beam_pipelines.model.secret import Secret
-from stack import Stack
 from stack.cassandra import statements
 from stack.settings import REPOSITORY
 from tests.io.contract import Sink, SinkContract, run
 
-PORT_OFFSET = 3200
 NINE = datetime(2026, 1, 5, 9, tzinfo=UTC)
 
 EVENTS_BY_USER = CassandraTable(
@@ -78,23 +76,8 @@ class Keyspace:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory):
-    """Return a platform on which Cassandra runs; CASSANDRA_TEST_ADDRESS names another one."""
-    if "CASSANDRA_TEST_ADDRESS" in os.environ:
-        yield None
-        return
-    stack = Stack(home=tmp_path_factory.mktemp("stack"), port_offset=PORT_OFFSET)
-    try:
-        stack.up("cassandra")
-        yield stack
-    finally:
-        stack.down()
-
-
-@pytest.fixture(scope="session")
-def session_of_server(stack):
-    address = os.environ.get("CASSANDRA_TEST_ADDRESS") or stack.settings.environment()["CASSANDRA"]
-    cluster = parse_cluster(address)
+def session_of_server(cassandra):
+    cluster = parse_cluster(cassandra)
     profile = ExecutionProfile(
         load_balancing_policy=RoundRobinPolicy(),
         consistency_level=ConsistencyLevel.ONE,
@@ -110,7 +93,7 @@ def session_of_server(stack):
     for statement in statements((REPOSITORY / "sql/cassandra.cql").read_text()) * 2:
         session.execute(statement)  # may be run as often as one likes
     session.set_keyspace("activity")
-    yield address.rpartition("/")[0] + "/activity", session
+    yield cassandra, session
     driver.shutdown()
 
 
@@ -346,8 +329,6 @@ def free_port():
 
 
 def test_a_writer_survives_a_server_that_is_killed(keyspace, stack):
-    if stack is None:
-        pytest.skip("the server isn't ours")
     writer = keyspace.writer(PAGE_VIEWS_BY_PAGE, limit_s=300)
     writer.upsert(views_of(*(view(f"/{i}", 1) for i in range(500))))
     stack.kill("cassandra")

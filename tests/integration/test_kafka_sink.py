@@ -1,4 +1,4 @@
-"""The Kafka sink against a broker of its own."""
+"""The Kafka sink against a broker."""
 
 import gc
 import itertools
@@ -29,23 +29,10 @@ from beam_pipelines.io.kafka.sink import (
 )
 from beam_pipelines.model.batches import BatchOf, batch_of_rows, empty_batch
 from beam_pipelines.model.records import DEAD_LETTERS
-from stack import Stack
 from tests.io.contract import Sink, SinkContract, run
 from tests.io.kafka.test_sink import ORDERS, letter, order
 
-PORT_OFFSET = 3300
 PARTITIONS = 3
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory):
-    """Return a platform on which Kafka runs."""
-    stack = Stack(home=tmp_path_factory.mktemp("stack"), port_offset=PORT_OFFSET)
-    try:
-        stack.up("kafka")
-        yield stack
-    finally:
-        stack.down()
 
 
 class Topics:
@@ -94,8 +81,8 @@ class Topics:
 
 
 @pytest.fixture(scope="module")
-def topics(stack):
-    return Topics(f"127.0.0.1:{stack.service('kafka').ports['broker']}")
+def topics(kafka):
+    return Topics(kafka)
 
 
 def librdkafka_threads():

@@ -1,4 +1,4 @@
-"""The Postgres sink against a server of its own."""
+"""The Postgres sink against a server."""
 
 import itertools
 import random
@@ -29,12 +29,10 @@ from beam_pipelines.model.batches import BatchOf, batch_of_rows, empty_batch
 from beam_pipelines.model.records import TIMESTAMP
 from beam_pipelines.model.secret import Secret
 from beam_pipelines.model.tables import Table
-from stack import Stack
 from tests.io.contract import Sink, SinkContract, run
 from tests.io.test_duckdb import NINE, VIEWS, view
 
 INIT_SQL = Path(__file__).parent.parent.parent / "init-db.sql"
-PORT_OFFSET = 3100
 DATABASE = Secret("env:TEST_DATABASE_URL")
 
 CREATE_VIEWS = """
@@ -43,17 +41,6 @@ CREATE_VIEWS = """
         PRIMARY KEY (window_start, page)
     )
 """
-
-
-@pytest.fixture(scope="session")
-def stack(tmp_path_factory):
-    """Return a platform on which Postgres runs."""
-    stack = Stack(home=tmp_path_factory.mktemp("stack"), port_offset=PORT_OFFSET)
-    try:
-        stack.up("postgres")
-        yield stack
-    finally:
-        stack.down()
 
 
 class Space:
@@ -88,8 +75,8 @@ class Space:
 
 
 @pytest.fixture
-def space(stack, monkeypatch):
-    space = Space(stack.settings.environment()["ACTIVITY_DATABASE_URL"])
+def space(postgres, monkeypatch):
+    space = Space(postgres)
     monkeypatch.setenv("TEST_DATABASE_URL", space.url)
     return space
 
@@ -269,9 +256,8 @@ MINUTE_US = 60_000_000
 
 
 @pytest.mark.parametrize("time_zone", ["UTC", "Europe/Berlin", "Asia/Kathmandu"])
-def test_times_are_exact_in_every_year_and_session(space, monkeypatch, stack, time_zone):
-    server_url = stack.settings.environment()["ACTIVITY_DATABASE_URL"]
-    zoned = space.with_settings(server_url, TimeZone=time_zone)
+def test_times_are_exact_in_every_year_and_session(space, monkeypatch, postgres, time_zone):
+    zoned = space.with_settings(postgres, TimeZone=time_zone)
     monkeypatch.setenv("TEST_DATABASE_URL", zoned)
     space.execute("CREATE TABLE times (at timestamptz PRIMARY KEY)")
     schema = pa.schema([pa.field("at", TIMESTAMP, nullable=False)])
@@ -362,9 +348,8 @@ def test_a_connection_lost_between_bundles_is_made_again(views):
     assert stored_views(views) == [("/a", 2, None)]
 
 
-def test_a_serialization_failure_is_tried_again(views, monkeypatch, stack):
-    server_url = stack.settings.environment()["ACTIVITY_DATABASE_URL"]
-    strict = views.with_settings(server_url, default_transaction_isolation="serializable")
+def test_a_serialization_failure_is_tried_again(views, monkeypatch, postgres):
+    strict = views.with_settings(postgres, default_transaction_isolation="serializable")
     monkeypatch.setenv("TEST_DATABASE_URL", strict)
     upsert(view("/a", 1))
     pause = Breaks()

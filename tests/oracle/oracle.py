@@ -91,11 +91,39 @@ class Oracle:
                 *self._files("lake", f"{output}/lake/**/*.parquet", _LAKE),
                 *self._files("enriched", f"{output}/enriched/*.ndjson", _ENRICHED),
                 *self._files("dead_letters", f"{output}/dead_letters/*.parquet", _DEAD_LETTERS),
-                *self._summary(json.loads((output / "summary.json").read_text())),
+                *self.miscounted(json.loads((output / "summary.json").read_text())),
                 *self._inaccurate_users(),
             ]
         finally:
             self.sql.execute("DETACH run")
+
+    def miscounted(self, summary: dict[str, Any]) -> list[str]:
+        """Compare what a run counted; returns what differs, in words."""
+        verdicts = dict(self.rows("SELECT verdict, count(*) FROM records GROUP BY ALL"))
+        ((accepted,),) = self.rows("SELECT count(*) FROM accepted")
+        usable = verdicts.get("on_time", 0) + verdicts.get("late", 0)
+        names = ("invalid", "future", "too_late", "on_time", "late")
+        written = ("page_view_counts", "active_users", "user_sessions")
+        expected = {
+            "read": sum(verdicts.values()),
+            "verdicts": {name: verdicts.get(name, 0) for name in names}
+            | {"accepted": accepted, "duplicate": usable - accepted},
+            "invalid": dict(
+                self.rows(
+                    "SELECT reason, count(*) FROM records WHERE verdict = 'invalid' GROUP BY ALL"
+                )
+            ),
+            "ignored_session_ends": self._count("placed WHERE session = 0"),
+            "rows_written": {
+                name: self._count(name) for name in (*written, "lake", "enriched", "dead_letters")
+            },
+            "broken_laws": [],
+        }
+        return [
+            f"summary.json: {name} is {summary[name]}, not {value}"
+            for name, value in expected.items()
+            if summary[name] != value
+        ]
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """Query what is expected: the tables and views of the SQL files."""
@@ -150,33 +178,6 @@ class Oracle:
             if rows:
                 different.append(f"{name}: {len(rows)} rows {what}, the first: {rows[0]}")
         return different
-
-    def _summary(self, summary: dict[str, Any]) -> list[str]:
-        verdicts = dict(self.rows("SELECT verdict, count(*) FROM records GROUP BY ALL"))
-        ((accepted,),) = self.rows("SELECT count(*) FROM accepted")
-        usable = verdicts.get("on_time", 0) + verdicts.get("late", 0)
-        names = ("invalid", "future", "too_late", "on_time", "late")
-        written = ("page_view_counts", "active_users", "user_sessions")
-        expected = {
-            "read": sum(verdicts.values()),
-            "verdicts": {name: verdicts.get(name, 0) for name in names}
-            | {"accepted": accepted, "duplicate": usable - accepted},
-            "invalid": dict(
-                self.rows(
-                    "SELECT reason, count(*) FROM records WHERE verdict = 'invalid' GROUP BY ALL"
-                )
-            ),
-            "ignored_session_ends": self._count("placed WHERE session = 0"),
-            "rows_written": {
-                name: self._count(name) for name in (*written, "lake", "enriched", "dead_letters")
-            },
-            "broken_laws": [],
-        }
-        return [
-            f"summary.json: {name} is {summary[name]}, not {value}"
-            for name, value in expected.items()
-            if summary[name] != value
-        ]
 
     def _count(self, relation: str) -> int:
         ((rows,),) = self.rows(f"SELECT count(*) FROM {relation}")

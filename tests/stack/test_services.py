@@ -177,13 +177,13 @@ def test_a_taskmanager_is_configured_like_production_but_for_its_place(settings)
     kept = (
         "state.backend.type",
         "state.backend.incremental",
-        "execution.checkpointing.externalized-checkpoint-retention",
+        "resourcemanager.standalone.start-up-time",
         "restart-strategy.type",
     )
     assert [local[key] for key in kept] == [
         "rocksdb",
         "true",
-        "RETAIN_ON_CANCELLATION",
+        "0",
         "exponential-delay",
     ]
 

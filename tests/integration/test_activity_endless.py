@@ -1,0 +1,229 @@
+"""The job as it runs on a cluster: what it leaves behind equals the oracle's truth, nothing is
+dropped, and it goes on from its savepoint only where its offsets mean what they meant."""
+
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.faults.run import RULES, Run
+from tests.integration.job import REPOSITORY, Topics, activity, event, far_future, on_flink, trouble
+from tests.oracle.oracle import Oracle, Rules
+
+pytestmark = pytest.mark.faults
+
+PRODUCER = REPOSITORY / "scripts/producer.py"
+PRODUCING_S = 30
+LAST_EVENT_S = 5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job left that has seen every kind of record, and its savepoint.
+
+    Args:
+      run: What it ran on.
+      inputs: `--input` of it.
+      truth: What it must have left behind.
+      records: How many are in its topics.
+      differences: What its ends had that differs, once all windows and sessions were over.
+      counted: Its counters, by name.
+      restarts: How often it was restarted.
+      savepoint: Where it was stopped.
+    """
+
+    run: Run
+    inputs: str
+    truth: Oracle
+    records: int
+    differences: list[str]
+    counted: dict[str, int]
+    restarts: int
+    savepoint: str
+
+
+@pytest.fixture(scope="module")
+def outcome(cluster, tmp_path_factory):
+    """Run the job with short times, on a topic and on one that stays empty."""
+    run = Run(cluster, "endless", tmp_path_factory.mktemp("endless"))
+    run.prepare()
+    topics = Topics(run.ends.bootstrap_servers)
+    inputs = f"kafka:{run.topic},{topics.make(partitions=1)}"
+    run.submit(f"--input={inputs}")
+    with producing(run):
+        now_us = time.time_ns() // 1000
+        topics.send(run.topic, [*far_future(now_us), *trouble(now_us, seed=2)])
+    time.sleep(LAST_EVENT_S)  # on its own, in a window that nothing follows
+    topics.send(run.topic, [("last", event(time.time_ns() // 1000, user="last"))])
+    truth = run.truth()
+    differences = run.settled_differences(truth)
+    counted = counters(cluster, run.job)
+    restarts = number_of_restarts(run)
+    return Outcome(
+        run,
+        inputs,
+        truth,
+        truth.rows("SELECT count(*) FROM raw")[0][0],
+        differences,
+        counted,
+        restarts,
+        run.jobs.stop(run.job),
+    )
+
+
+@contextmanager
+def producing(run: Run) -> Iterator[None]:
+    """Send events as they happen, for a while: on time, late, too late, twice, unreadable."""
+    kinds = {
+        "late": ("--rate=500", "--users=500", "--resends=0.1", "--late_s=4.5", "--seed=1"),
+        "too late": ("--rate=25", "--users=50", "--late=0.5", "--late_s=30", "--seed=2"),
+    }
+    where = f"--kafka_bootstrap_servers={run.ends.bootstrap_servers}", f"--topic={run.topic}"
+    producers = [
+        subprocess.Popen(
+            [sys.executable, PRODUCER, *where, f"--duration_s={PRODUCING_S}", *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for flags in kinds.values()
+    ]
+    yield
+    assert [producer.wait(PRODUCING_S + 120) for producer in producers] == [0, 0]
+
+
+def counters(cluster: Any, job: str) -> dict[str, int]:
+    """Return what Flink's Prometheus reporter says of a job: name → sum over its tasks."""
+    port = cluster.service("flink-taskmanager").ports["prometheus"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    sums: Counter[str] = Counter()
+    for name, value in re.findall(
+        rf'^flink_taskmanager_job_task_operator_(\w+){{.*job_id="{job}".*}} ([0-9.E]+)$', text, re.M
+    ):
+        sums[name] += int(float(value))
+    return dict(sums)
+
+
+def number_of_restarts(run: Run) -> int:
+    (metric,) = run.jobs.cluster.get(f"/jobs/{run.job}/metrics?get=numRestarts")
+    return int(metric["value"])
+
+
+def test_all_ends_equal_the_truth(outcome):
+    assert outcome.differences == []
+
+
+def test_every_kind_of_record_was_there(outcome):
+    verdicts = dict(outcome.truth.rows("SELECT verdict, count(*) FROM records GROUP BY ALL"))
+    assert verdicts.keys() == {"on_time", "late", "too_late", "future", "invalid"}
+    assert min(verdicts.values()) >= 2
+    ended = dict(outcome.truth.rows("SELECT ended_by, count(*) FROM user_sessions GROUP BY ALL"))
+    assert min(ended["timeout"], ended["session_end"]) > 10
+
+
+def test_a_record_of_the_year_3000_is_a_dead_letter_and_moves_no_window(outcome):
+    future = outcome.truth.rows(
+        "SELECT reason, payload FROM dead_letters WHERE reason = 'future' ORDER BY payload DESC"
+    )
+    assert b"future-32503680000000000" in future[0][1]
+    ((late_views,),) = outcome.truth.rows("SELECT count(*) FROM accepted WHERE user_id = 'last'")
+    assert late_views == 1  # its window closed: it is in the tables, or there were differences
+
+
+def test_the_counters_add_up_to_the_records_and_nothing_was_dropped(outcome):
+    counted = {
+        name.removeprefix("beam_pipelines_"): count
+        for name, count in outcome.counted.items()
+        if name.startswith("beam_pipelines_")
+    }
+    assert outcome.restarts == 0  # else they count some records twice
+    expected = dict(outcome.truth.rows("SELECT verdict, count(*) FROM records GROUP BY ALL"))
+    ((accepted,),) = outcome.truth.rows("SELECT count(*) FROM accepted")
+    usable = expected["on_time"] + expected["late"]
+    expected |= {"accepted": accepted, "duplicate": usable - accepted}
+    assert {name: counted.get(name, 0) for name in expected} == expected
+    assert counted["read"] == outcome.records
+    assert counted.get("older_than_folded", 0) == 0
+    written = {
+        "enriched": accepted,
+        "events_by_user": accepted,
+        "lake": usable + expected["too_late"],
+        "dead_letters": expected["invalid"] + expected["future"] + expected["too_late"],
+        "user_sessions": outcome.truth.rows("SELECT count(*) FROM user_sessions")[0][0],
+    }
+    assert {name: counted[f"rows_written_{name}"] for name in written} == written
+    assert [name for name in outcome.counted if "dropped" in name.lower()] == []
+
+
+def resumed(outcome: Outcome) -> Any:
+    rules = [f"--{name}={value}" for name, value in vars(RULES).items() if name.endswith("_s")]
+    return activity(
+        outcome.run.where,
+        *(f"--input={outcome.inputs}", f"--savepoint_path={outcome.savepoint}"),
+        *(*on_flink(outcome.run), *rules, "--checkpointing_interval=5000"),
+    )
+
+
+def test_a_job_does_not_go_on_where_its_offsets_are_gone(outcome):
+    run, topics = outcome.run, Topics(outcome.run.ends.bootstrap_servers)
+    now_us = time.time_ns() // 1000
+    topics.send(run.topic, [(f"{i}", event(now_us, user=f"u{i}")) for i in range(100)])
+    for partition in range(4):
+        topics.trim(run.topic, partition, -1)  # all there is
+    ended = resumed(outcome)
+    assert ended.code == 1
+    assert re.search(
+        rf"offset \d+ of {run.topic}, partition \d, is not there; the broker has (\d+) to \1\. "
+        "Retention removed records before they were read",
+        ended.told,
+    )
+    assert "choose where by --kafka_start" in ended.told
+
+
+def test_a_job_does_not_go_on_in_a_topic_that_was_made_anew(outcome):
+    run, topics = outcome.run, Topics(outcome.run.ends.bootstrap_servers)
+    topics.remove(run.topic)
+    topics.make(run.topic)
+    ended = resumed(outcome)
+    assert ended.code == 1
+    assert f"topic {run.topic} was deleted and made anew" in ended.told
+    assert "Start a new job, not from a savepoint" in ended.told
+
+
+def test_by_default_early_rows_arrive_within_fifteen_seconds(cluster, tmp_path):
+    run = Run(cluster, "early", tmp_path)
+    run.prepare()
+    defaults = [f"--{n}={v}" for n, v in vars(Rules(0)).items() if n.endswith("_s")]
+    run.submit(*defaults)
+    try:
+        topics = Topics(run.ends.bootstrap_servers)
+        sent_at = time.monotonic()
+        topics.send(run.topic, [("ann", event(time.time_ns() // 1000, user="ann", url="/early"))])
+        run.eventually(lambda: early_rows(run) == EARLY, patience_s=60)
+        assert time.monotonic() - sent_at < 15
+    finally:
+        run.close()
+
+
+EARLY = {"page_view_counts": [("/early", 1)], "active_users": [(1,)] * 5}
+
+
+def early_rows(run: Run) -> dict[str, list[Any]]:
+    import psycopg
+
+    with psycopg.connect(run.ends.database) as connection:
+        return {
+            "page_view_counts": connection.execute(
+                "SELECT page_url, views FROM page_view_counts"
+            ).fetchall(),
+            "active_users": connection.execute("SELECT active_users FROM active_users").fetchall(),
+        }
