@@ -212,7 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary = run(config, source, options)
     except Exception as error:  # the stack goes to the log, what to do about it to the user
         _LOGGER.exception("the run failed")
-        print(f"The run failed: {error}", file=sys.stderr)
+        why = str(error).partition(" [while running ")[0]  # Beam's own words end it
+        print(f"The run failed: {why}", file=sys.stderr)
         return 1
     if config.local:
         config.folder.write_summary(summary)

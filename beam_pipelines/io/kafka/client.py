@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,6 +97,21 @@ class KafkaCluster:
             **more,
         }
 
+    def client(self, make: Callable[[dict[str, Any]], Any], **more: Any) -> Any:
+        """Make a confluent_kafka client with `settings(**more)`.
+
+        Raises:
+          ValueError: it refuses a setting.
+        """
+        try:
+            return make(self.settings(**more))
+        except KafkaException as error:
+            raise ValueError(
+                "Kafka's client refuses its settings (--kafka_bootstrap_servers="
+                f"{self.bootstrap_servers}, --kafka_config_file={self.config_file}): "
+                f"{_reason(error)}"
+            ) from None  # the cause may show a secret
+
     def _properties(self) -> dict[str, str]:
         if self.config_file is None:
             return {}
@@ -186,14 +201,7 @@ class _Admin:
     def __init__(self, cluster: KafkaCluster) -> None:
         self._cluster = cluster
         self._errors: list[KafkaError] = []
-        try:
-            self._client = AdminClient(cluster.settings(error_cb=self._errors.append))
-        except KafkaException as error:
-            raise ValueError(
-                "Kafka's client refuses its settings (--kafka_bootstrap_servers="
-                f"{cluster.bootstrap_servers}, --kafka_config_file={cluster.config_file}): "
-                f"{_reason(error)}"
-            ) from None  # the cause may show a secret
+        self._client = cluster.client(AdminClient, error_cb=self._errors.append)
 
     def describe(self, topics: Collection[str]) -> dict[str, TopicDescription]:
         ask = self._client.describe_topics

@@ -80,21 +80,20 @@ class Fetcher:
     ) -> None:
         self.offsets: dict[Partition, int] = {}
         self._group = group
-        self._admin = admin(cluster.settings())
-        self._consumer = consumer(
-            cluster.settings(
-                **{
-                    # A group must be named, though none is joined.
-                    "group.id": group or "beam_pipelines",
-                    "enable.auto.commit": False,
-                    "enable.auto.offset.store": False,
-                    "enable.partition.eof": True,  # also passes what transactions leave behind
-                    "auto.offset.reset": "error",  # never skip
-                    "fetch.wait.max.ms": 100,
-                    "fetch.message.max.bytes": 4 << 20,
-                    "queued.max.messages.kbytes": 64 << 10,
-                }
-            )
+        self._admin = cluster.client(admin)
+        self._consumer = cluster.client(
+            consumer,
+            **{
+                # A group must be named, though none is joined.
+                "group.id": group or "beam_pipelines",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "enable.partition.eof": True,  # also passes what transactions leave behind
+                "auto.offset.reset": "error",  # never skip
+                "fetch.wait.max.ms": 100,
+                "fetch.message.max.bytes": 4 << 20,
+                "queued.max.messages.kbytes": 64 << 10,
+            },
         )
 
     def assign(self, offsets: Mapping[Partition, int]) -> None:
