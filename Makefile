@@ -6,7 +6,7 @@ BIN := .venv/bin
 .DELETE_ON_ERROR:
 .SILENT:
 .PHONY: help demo query up down activity produce verify stop resume break \
-	test test-unit test-faults check bench bench-flink soak build-flink lock clean
+	test test-unit test-faults check bench bench-flink build-flink lock clean
 
 help: ## what there is
 	echo "make TARGET, with TARGET one of"
@@ -77,9 +77,6 @@ bench: .venv/.runtime ## measure speed and memory; prints a table and writes JSO
 
 bench-flink: .venv/.runtime build-flink ## measure the pipeline on Flink, and others doing its work
 	$(BIN)/python -m bench.flink
-
-soak: .venv/.runtime build-flink ## run 20 minutes at 20,000 events/s; memory and checkpoints
-	$(BIN)/python -m bench.soak
 
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--generate-hashes --custom-compile-command "make lock"
