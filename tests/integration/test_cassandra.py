@@ -328,6 +328,16 @@ def free_port():
         yield probe.getsockname()[1]  # bound, but nothing listens
 
 
+def test_a_password_that_is_not_there_is_named(keyspace, monkeypatch):
+    monkeypatch.delenv("CASSANDRA_PASSWORD", raising=False)
+    cluster = parse_cluster(
+        keyspace.cluster.address, user="ann", password=Secret("env:CASSANDRA_PASSWORD")
+    )
+    with pytest.raises(LookupError, match="CASSANDRA_PASSWORD"):
+        check_cassandra(cluster, [])
+
+
+# The last one: the session that others look through finds its node again only later.
 def test_a_writer_survives_a_server_that_is_killed(keyspace, stack):
     writer = keyspace.writer(PAGE_VIEWS_BY_PAGE, limit_s=300)
     writer.upsert(views_of(*(view(f"/{i}", 1) for i in range(500))))
@@ -341,12 +351,3 @@ def test_a_writer_survives_a_server_that_is_killed(keyspace, stack):
     session = writer._prepared()[0].session  # has its node back; the one that looks may not
     found = session.execute("SELECT page_url, views FROM activity.page_views_by_page", timeout=60)
     assert dict(list(found)) == {f"/{i}": 1 if i < 250 else 2 for i in range(1_000)}
-
-
-def test_a_password_that_is_not_there_is_named(keyspace, monkeypatch):
-    monkeypatch.delenv("CASSANDRA_PASSWORD", raising=False)
-    cluster = parse_cluster(
-        keyspace.cluster.address, user="ann", password=Secret("env:CASSANDRA_PASSWORD")
-    )
-    with pytest.raises(LookupError, match="CASSANDRA_PASSWORD"):
-        check_cassandra(cluster, [])
