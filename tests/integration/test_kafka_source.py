@@ -107,13 +107,16 @@ def test_a_partition_without_records_follows_the_clock(topics, topic, reader):
     assert now_us - behind_us <= positions.watermark_us() <= time.time_ns() // 1000 - behind_us
 
 
+@pytest.mark.faults
 def test_a_new_partition_is_found_and_read_from_its_beginning(topics, topic, reader):
     read = reader(topic, start="latest")
     positions, found = read_on(read, Positions(), calls=1)
     assert found == []
     topics.admin.create_partitions([NewPartitions(topic, 3)])[topic].result(30)
     send(topics, topic, b"new", partition=2)
+    deadline = time.monotonic() + 60
     while (topic, 2) not in positions.partitions:
+        assert time.monotonic() < deadline
         positions, found = read_on(read, positions, calls=1)
     positions, more = read_on(read, positions, calls=2)
     assert [*found, *more] == [(2, 0, 1, [b"new"])]
