@@ -107,7 +107,6 @@ def test_a_partition_without_records_follows_the_clock(topics, topic, reader):
     assert now_us - behind_us <= positions.watermark_us() <= time.time_ns() // 1000 - behind_us
 
 
-@pytest.mark.faults
 def test_a_new_partition_is_found_and_read_from_its_beginning(topics, topic, reader):
     read = reader(topic, start="latest")
     positions, found = read_on(read, Positions(), calls=1)

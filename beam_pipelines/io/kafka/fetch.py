@@ -153,6 +153,16 @@ class Fetcher:
         answers = self._admin.list_offsets(asked, request_timeout=request_s)
         return {(tp.topic, tp.partition): answer.result().offset for tp, answer in answers.items()}
 
+    def learn(self, topics: Collection[str]) -> None:
+        """Look these topics up: else offsets of a partition that is new to this client are
+        refused for as long as it remembers the topic without it.
+
+        Raises:
+          KafkaException: there was no answer.
+        """
+        for topic in topics:
+            self._admin.list_topics(topic, timeout=_REQUEST_S)
+
     def commit(self, offsets: Mapping[Partition, int]) -> None:
         """Commit offsets to the group, for those who watch its lag; nothing depends on them."""
         try:

@@ -120,6 +120,7 @@ class Reading:
     def _begun(self, new: list[Partition], positions: Positions) -> dict[Partition, Position]:
         if not new or (self.read.until_end and positions.begun):
             return {}
+        self.fetcher.learn({topic for topic, _ in new})
         first = self.fetcher.list_offsets(new, OffsetSpec.earliest())
         end = self.fetcher.list_offsets(new, OffsetSpec.latest())
         begin = first

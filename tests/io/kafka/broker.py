@@ -32,11 +32,15 @@ class Broker:
         self.ends = {P0: 0, P1: 0}
         self.at_time = {}  # partition → the answer to a request by time
         self.looks = 0
+        self.learnt = set()  # partitions that the client knows of
         self.asked = []  # -2: the first offsets, -1: the ends, else by this time in ms
 
     def go(self, seconds):
         self.now_s += seconds
         self.monotonic_s += seconds
+
+    def partitions(self):
+        return {(name, n) for name, (_, count, _) in self.topics.items() for n in range(count)}
 
     def topic_partitions(self, cluster, names):
         self.looks += 1
@@ -68,7 +72,12 @@ class FakeFetcher:
         reachable = self.broker.reachable
         return {p: self.broker.ends.get(p, 0) if reachable else None for p in partitions}
 
+    def learn(self, topics):
+        self.broker.learnt = {p for p in self.broker.partitions() if p[0] in topics}
+
     def list_offsets(self, partitions, spec):
+        if {*partitions} - self.broker.learnt:
+            raise KafkaException("no leaders found")  # though there may be, by now
         if self.broker.leaderless & {*partitions}:
             raise KafkaException("no leader")
         self.broker.asked.append(spec._value)
