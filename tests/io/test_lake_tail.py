@@ -102,6 +102,15 @@ def test_a_range_is_published_when_its_spans_cover_it_in_any_order(tmp_path):
     assert monday["partition"].to_pylist() == [3] * 5
 
 
+def test_a_row_counts_as_written_when_it_first_lies_in_a_file(tmp_path):
+    before = tally().get("rows_written.lake", 0)
+    Stream().add(pair(100, 103)).processing_time(10).write(tmp_path / "open", [])
+    assert tally()["rows_written.lake"] - before == 3
+    stream = Stream().add(pair(100, 103)).processing_time(10).add(pair(103, 107))
+    stream.processing_time(10).add(pair(107, 110)).write(tmp_path / "published", WHOLE)
+    assert tally()["rows_written.lake"] - before == 3 + 10
+
+
 def test_the_files_are_those_of_bounded_input(tmp_path):
     Stream().add(pair(103, 110), pair(100, 103)).write(tmp_path / "stream", WHOLE)
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:

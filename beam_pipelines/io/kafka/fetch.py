@@ -154,8 +154,9 @@ class Fetcher:
         return {(tp.topic, tp.partition): answer.result().offset for tp, answer in answers.items()}
 
     def learn(self, topics: Collection[str]) -> None:
-        """Look these topics up: else offsets of a partition that is new to this client are
-        refused for as long as it remembers the topic without it.
+        """Look these topics up anew, as far as `list_offsets` is concerned.
+
+        A partition that was added since the client looked last has no leader to it.
 
         Raises:
           KafkaException: there was no answer.

@@ -63,18 +63,26 @@ class RangeFiles:
         self.gathered = pa.schema([field for field in rows if field.name in self.schema.names])
         self.written = Counter("rows_written.lake")
 
-    def publish(self, of: Range, batches: list[pa.RecordBatch]) -> Iterator[str]:
-        """Publish all rows of a range, in the order of their offsets; yields the names."""
+    def publish(
+        self, of: Range, batches: list[pa.RecordBatch], known_end: int | None = None
+    ) -> Iterator[str]:
+        """Publish the rows of a range; yields the names of its files.
+
+        Args:
+          of: The range.
+          batches: All its rows, in the order of their offsets.
+          known_end: Up to where open files have them already.
+        """
         rows = self._stored(of, batches)
         for day, of_day in divided(rows, _days(rows)):
             name = published_name(of, day)
             self._write(name, of_day)
             yield name
-        self.written.inc(len(rows))
+        self._count(rows, of.start if known_end is None else known_end)
 
     def write_open(
         self, of: Range, batches: list[pa.RecordBatch], known_end: int, covered_end: int
-    ) -> int:
+    ) -> None:
         """Write the rows of a range up to an offset, for the dates that gained some.
 
         Args:
@@ -82,15 +90,17 @@ class RangeFiles:
           batches: All its rows before `covered_end`, in the order of their offsets.
           known_end: Up to where an earlier call wrote them.
           covered_end: Up to where they are known now.
-
-        Returns:
-          How many rows the open files of the range hold now.
         """
         rows = self._stored(of, batches)
         for day, of_day in divided(rows, _days(rows)):
             if of_day["offset"][-1].as_py() >= known_end:
                 self._write(open_name(of, day, covered_end), of_day)
-        return len(rows)
+        self._count(rows, known_end)
+
+    def _count(self, rows: pa.RecordBatch, known_end: int) -> None:
+        """Count each row once: when it first lies in a file."""
+        known = np.searchsorted(rows["offset"].to_numpy(), known_end)
+        self.written.inc(len(rows) - int(known))
 
     def _write(self, name: str, rows: pa.RecordBatch) -> None:
         with published(self.folder, name) as path:

@@ -150,15 +150,14 @@ class WriteTailsFn(beam.DoFn):
                     f"the spans of {of} hold enough offsets, but reach to {covered_end} only: "
                     "some overlap; the source and the state of this job don't belong together"
                 )
-            yield from self.files.publish(of, batches)
+            yield from self.files.publish(of, batches, now.open_end)
             for used in _used(bags, now):
                 used.clear()
             now = Progress(0, 0, 0, 0, False, True)
         elif complete:
             # The input ends within the range. It may go on in another run, so this is no
             # published range, whose file would hide what the other one writes.
-            now, rows = self._shown(of, bags, now)
-            self.files.written.inc(rows)
+            now = self._shown(of, bags, now)
         if now.published or not now.timed:
             tail.set(self.clock() + TAIL_S)
         progress.write(now._replace(timed=True))
@@ -186,17 +185,17 @@ class WriteTailsFn(beam.DoFn):
             self._remove_open(of, kept=0)
             progress.clear()
             return
-        now, _ = self._shown(of, bags, now)
+        now = self._shown(of, bags, now)
         progress.write(now._replace(timed=False))
 
-    def _shown(self, of: Range, bags: tuple, now: Progress) -> tuple[Progress, int]:
-        """Write the open files of a range that has news; returns how many rows they hold."""
+    def _shown(self, of: Range, bags: tuple, now: Progress) -> Progress:
+        """Write the open files of a range that has news."""
         batches, covered_end = self._gathered(of, _used(bags, now))
         if covered_end <= now.open_end:
-            return now, 0
-        rows = self.files.write_open(of, batches, now.open_end, covered_end)
+            return now
+        self.files.write_open(of, batches, now.open_end, covered_end)
         self._remove_open(of, kept=KEPT_TAILS)
-        return now._replace(open_end=covered_end), rows
+        return now._replace(open_end=covered_end)
 
     def _gathered(self, of: Range, bags: tuple) -> tuple[list[pa.RecordBatch], int]:
         """Return the rows that follow each other from the range's start, and where they end."""
