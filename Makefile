@@ -6,7 +6,7 @@ BIN := .venv/bin
 .DELETE_ON_ERROR:
 .SILENT:
 .PHONY: help demo query up down activity produce verify stop resume break \
-	test test-unit test-faults check bench bench-flink build-flink lock clean
+	test test-unit test-faults check bench bench-flink soak build-flink lock clean
 
 help: ## what there is
 	echo "make TARGET, with TARGET one of"
@@ -58,13 +58,14 @@ build-flink: .venv/.runtime ## build Beam's job server for Flink
 	$(STACK) build-flink
 
 test: .venv/.dev build-flink ## run every test but the long ones; starts real servers
-	$(BIN)/python -m pytest --servers -m "not faults"
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --servers -m "not faults" tests/integration
 
 test-unit: .venv/.dev ## run the tests that need nothing but Python
 	$(BIN)/python -m pytest
 
 test-faults: .venv/.dev build-flink ## run the pipeline without end on Flink, and kill every part of it in turn
-	$(BIN)/python -m pytest --servers -m faults
+	$(BIN)/python -m pytest --servers -m faults tests/integration
 
 check: .venv/.dev ## lint, format check, types, import rules
 	$(BIN)/ruff check .
@@ -77,6 +78,9 @@ bench: .venv/.runtime ## measure speed and memory; prints a table and writes JSO
 
 bench-flink: .venv/.runtime build-flink ## measure the pipeline on Flink, and others doing its work
 	$(BIN)/python -m bench.flink
+
+soak: .venv/.runtime build-flink ## run the pipeline for 25 minutes, and look at what grows
+	$(BIN)/python -m bench.flink.soak
 
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--generate-hashes --custom-compile-command "make lock"

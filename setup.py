@@ -45,6 +45,7 @@ setup(
             "moto[s3,server]",
             "mypy",
             "pytest",
+            "pytest-xdist",
             "ruff",
             "uv",  # renews the lock files
         ],

@@ -1,5 +1,6 @@
 """Settings of every test, and which ones run."""
 
+import pytest
 from hypothesis import settings
 
 # Machines differ and are shared; a slow example is no failure.
@@ -13,6 +14,16 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    if _with_servers(config):  # one platform, which is enough for a small machine
+        config.option.numprocesses, config.option.dist = None, "no"
+
+
 def pytest_ignore_collect(collection_path, config):
-    asked = config.getoption("servers") or any("integration" in arg for arg in config.args)
-    return True if collection_path.name == "integration" and not asked else None
+    left_out = collection_path.name == "integration" and not _with_servers(config)
+    return True if left_out else None
+
+
+def _with_servers(config):
+    return config.getoption("servers") or any("integration" in arg for arg in config.args)

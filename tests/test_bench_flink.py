@@ -1,14 +1,14 @@
 """The benchmark on Flink: how it counts, what it says. Nothing is started."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 
 from bench.flink import __main__ as command
-from bench.flink import report
+from bench.flink import report, soak
 from bench.flink.backlog import Backlog, sent
-from bench.flink.cpu import OTHERS, CpuClock, Used
 from bench.flink.job import CORE, WHOLE
 from bench.flink.latency import (
     Events,
@@ -18,6 +18,7 @@ from bench.flink.latency import (
     enriched_latency_ms,
     final_latency_ms,
 )
+from bench.flink.processes import OTHERS, CpuClock, Used, resident_bytes
 from bench.flink.watch import (
     READ,
     CatchUp,
@@ -104,7 +105,8 @@ def test_cpu_counts_descendants_and_what_is_left_is_others(tmp_path):
         folder.mkdir()
         counters = "0 0 0 0 0 0 0 0 0"
         own = " ".join(map(str, ticks))
-        (folder / "stat").write_text(f"{pid} (a ) b) S {parent} {counters} {own} 20 0")
+        memory = "20 0 1 0 99 4096 7"
+        (folder / "stat").write_text(f"{pid} (a ) b) S {parent} {counters} {own} {memory} 0")
 
     process(10, 1, 100, 0, 0, 0)
     process(11, 10, 100, 100, 0, 0)
@@ -113,6 +115,11 @@ def test_cpu_counts_descendants_and_what_is_left_is_others(tmp_path):
     (tmp_path / "stat").write_text("cpu  600 100 200 5000 10 0 100 0 0 0\ncpu0 1 1 1 1\n")
     used = CpuClock({"pool": 10}).read(tmp_path)
     assert used.seconds == {"pool": 4.0, OTHERS: 6.0}
+    page = os.sysconf("SC_PAGE_SIZE")
+    assert resident_bytes({"pool": 10, "other": 20}, tmp_path) == {
+        "pool": 3 * 7 * page,
+        "other": 7 * page,
+    }
 
 
 def test_cores_are_averages_the_largest_first():
@@ -128,18 +135,37 @@ def test_checkpoint_figures_are_flinks():
             "checkpointed_size": {"avg": 100},
             "end_to_end_duration": {"avg": 50, "max": 70},
         },
-        "latest": {"completed": {"state_size": 800}},
+        "latest": {"completed": {"state_size": 800, "end_to_end_duration": 60}},
     }
     assert checkpoint_figures(answer) == {
         "completed": 3,
         "failed": 1,
         "restored": 0,
         "latest_full_bytes": 800,
+        "latest_ms": 60,
         "max_full_bytes": 900,
         "avg_uploaded_bytes": 100,
         "avg_ms": 50,
         "max_ms": 70,
     }
+
+
+def test_a_soak_shows_what_grows_once_it_has_settled():
+    # 1 MB more every 10 s, after a jump in the first half; 5 self-checkpoints a second
+    samples = [
+        soak.Sample(
+            at_s, {"workers": (at_s * 100_000 if at_s >= 30 else 0)}, 50_000, 40, 5 * at_s, at_s
+        )
+        for at_s in range(0, 60, 10)
+    ]
+    phase = soak.Phase("busy", samples)
+    assert phase.slices_per_s == 5
+    lines = list(soak.shown(phase))
+    assert lines[0] == "busy: 0.8 minutes, 50 events read"
+    assert lines[2].split() == ["workers,", "MB", "0.0", "5.0", "5.0", "+360.0"]
+    assert lines[3].split() == ["checkpoint,", "MB", "0.1", "0.1", "0.1", "+0.0"]
+    assert lines[4].strip() == "checkpoints took 40 ms (median), 40 ms at most, +0 ms per hour"
+    assert lines[5].endswith("with 1,800 bytes left behind by each 32.4 MB per hour")
 
 
 def test_a_backlog_is_named_by_what_is_in_it():

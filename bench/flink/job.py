@@ -60,6 +60,20 @@ class Job:
         """Return the figures of its checkpoints so far."""
         return checkpoint_figures(self.platform.cluster.get(f"/jobs/{self.job_id}/checkpoints"))
 
+    def await_checkpoint(self) -> None:
+        """Wait for the first one.
+
+        Raises:
+          RuntimeError: the job failed.
+          TimeoutError: it didn't come.
+        """
+        deadline = time.monotonic() + START_S
+        while not self.checkpoints()["completed"]:
+            self.check()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no checkpoint within {START_S:.0f} s")
+            time.sleep(1)
+
     def cancel(self) -> None:
         """End it."""
         url = f"{self.platform.cluster.url}/jobs/{self.job_id}?mode=cancel"

@@ -89,7 +89,7 @@ def measure(
     with platform.fresh(*job.SERVICES[job.WHOLE]):
         platform.make_topic(topic, partitions)
         with job.started(platform, job.WHOLE, topic) as (running, _):
-            _await_first_checkpoint(running)
+            running.await_checkpoint()
             say(f"latency: {per_s:,} events/s over {partitions} partitions for {duration_s} s")
             with (
                 _looks(platform.database_url) as looks,
@@ -236,15 +236,6 @@ class _looks:  # noqa: N801 - reads as the context it is
             while not self._left.wait(POLL_S):
                 rows = connection.execute(_VIEWS).fetchall()
                 self._looks.append(Look(time.time() * 1000, dict(rows)))
-
-
-def _await_first_checkpoint(running: job.Job) -> None:
-    deadline = time.monotonic() + job.START_S
-    while not running.checkpoints()["completed"]:
-        running.check()
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"no checkpoint within {job.START_S:.0f} s")
-        time.sleep(1)
 
 
 def _await_end(running: job.Job, records: int) -> None:

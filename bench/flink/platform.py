@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from beam_pipelines.flink import Cluster
 from beam_pipelines.model.activity import TABLES
-from bench.flink.cpu import CpuClock
+from bench.flink.processes import CpuClock
 from stack import Settings, Stack
 from stack.settings import HOST, REPOSITORY
 
@@ -125,8 +125,11 @@ class Platform:
 
     def cpu(self, more: Mapping[str, int]) -> CpuClock:
         """Return a clock of what the services use, and more processes by name."""
-        services = {each.name: each.pid for each in self.stack.services() if each.pid}
-        return CpuClock({**services, **more})
+        return CpuClock({**self.leaders(), **more})
+
+    def leaders(self) -> dict[str, int]:
+        """Return the process ids of the services that run."""
+        return {each.name: each.pid for each in self.stack.services() if each.pid}
 
     @contextmanager
     def started(self, name: str, command: Sequence[str]) -> Iterator[subprocess.Popen]:

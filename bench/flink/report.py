@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.flink.cpu import OTHERS
 from bench.flink.job import CORE, WHOLE
 from bench.flink.latency import Latency
+from bench.flink.processes import OTHERS
 from bench.flink.watch import CatchUp
 from bench.measure import Goal
 

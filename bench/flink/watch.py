@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from beam_pipelines.telemetry import NAMESPACE
-from bench.flink.cpu import CpuClock
+from bench.flink.processes import CpuClock
 
 READ = "read"
 PERIOD_S = 1.0
@@ -177,6 +177,7 @@ def checkpoint_figures(answer: Mapping[str, Any]) -> dict[str, Any]:
         "failed": counts["failed"],
         "restored": counts["restored"],
         "latest_full_bytes": latest.get("state_size"),
+        "latest_ms": latest.get("end_to_end_duration"),
         "max_full_bytes": of("state_size", "max"),
         "avg_uploaded_bytes": of("checkpointed_size", "avg"),
         "avg_ms": of("end_to_end_duration", "avg"),

@@ -18,6 +18,7 @@ from beam_pipelines.kernels.key_groups import even_labels, varint
 from beam_pipelines.model.batches import BatchOf
 from beam_pipelines.model.records import PAYLOADS
 from beam_pipelines.model.span import spanned
+from beam_pipelines.telemetry import Counter
 
 IDLE_S = 1.0
 """Seconds that a poll waits for a record: the pace at which an idle reader checkpoints
@@ -166,6 +167,7 @@ class _ReadFn(beam.DoFn):
     def __init__(self, read: Subscription) -> None:
         self.read = read
         self.stage = f"read-{uuid.uuid4()}"
+        self.slices = Counter("slices")  # each is a self-checkpoint
 
     @beam.DoFn.unbounded_per_element()
     def process(
@@ -189,6 +191,7 @@ class _ReadFn(beam.DoFn):
         _OPEN.leave((self.stage, reader), reading)
         if not tracker.try_claim(positions):
             return
+        self.slices.inc()
         yield from elements
         if watermark_us is not None:
             watermark, now = Timestamp(micros=watermark_us), estimator.current_watermark()
