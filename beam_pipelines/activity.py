@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -235,7 +236,8 @@ def start(config: ActivityConfig, source: Source, options: PipelineOptions) -> i
     build(pipeline, source.read, _decisions(config, source), open_sinks(config))
     result = pipeline.run()
     cluster = flink.Cluster(options.view_as(FlinkRunnerOptions).flink_master)
-    job = flink.wait_until_running(cluster, options.view_as(GoogleCloudOptions).job_name)
+    name = options.view_as(GoogleCloudOptions).job_name
+    job = flink.wait_until_running(cluster, name, partial(print, file=sys.stderr, flush=True))
     print(f"running: {cluster.url}/#/job/running/{job}/overview")
     if options.view_as(PortableOptions).environment_type == "LOOPBACK":
         result.wait_until_finish()

@@ -6,7 +6,7 @@ import os
 import re
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -231,14 +231,22 @@ def quiet_submission() -> None:
     )
 
 
-def wait_until_running(cluster: Cluster, name: str, patience_s: float = 300) -> str:
+def wait_until_running(
+    cluster: Cluster, name: str, tell: Callable[[str], None], patience_s: float = 300
+) -> str:
     """Wait until a job has completed a checkpoint, and return its id.
+
+    Args:
+      cluster: Where it runs.
+      name: Of the job.
+      tell: Is told at once why the job fails, while Flink tries it again.
+      patience_s: Seconds that it has.
 
     Raises:
       RuntimeError: it failed, or isn't there in time; the message has the cause.
     """
     deadline = time.monotonic() + patience_s
-    job = None
+    job = told = None
     while time.monotonic() < deadline:
         time.sleep(0.5)
         try:
@@ -250,6 +258,9 @@ def wait_until_running(cluster: Cluster, name: str, patience_s: float = 300) -> 
                 raise RuntimeError(f"the job {state.lower()}: {failure(cluster, job)}")
             if cluster.get(f"/jobs/{job}/checkpoints").get("counts", {}).get("completed"):
                 return job
+            if (cause := _last_failure(cluster, job)) not in (None, told):
+                tell(f"the job failed, and Flink tries it again: {cause}")
+                told = cause
         except OSError:  # so it answers while it sets the job up
             continue
     cause = failure(cluster, job) if job else "it never reached the cluster"
@@ -258,10 +269,12 @@ def wait_until_running(cluster: Cluster, name: str, patience_s: float = 300) -> 
 
 def failure(cluster: Cluster, job: str) -> str:
     """Return why a job failed last: the line of Python's error, where there is one."""
+    return _last_failure(cluster, job) or "no exception is known"
+
+
+def _last_failure(cluster: Cluster, job: str) -> str | None:
     history = cluster.get(f"/jobs/{job}/exceptions").get("exceptionHistory", {}).get("entries", [])
-    if not history:
-        return "no exception is known"
-    return python_error(history[0]["stacktrace"])
+    return python_error(history[0]["stacktrace"]) if history else None
 
 
 def python_error(stacktrace: str) -> str:

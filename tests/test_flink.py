@@ -260,7 +260,10 @@ def test_a_job_runs_once_it_has_a_checkpoint(rest):
     rest["/jobs/overview"] = [jobs(), jobs("other"), jobs("other", "mine")]
     rest["/jobs/id-mine"] = {"state": "RUNNING"}
     rest["/jobs/id-mine/checkpoints"] = [{}, completed(0), completed(1)]
-    assert wait_until_running(Cluster(rest.url), "mine") == "id-mine"
+    rest["/jobs/id-mine/exceptions"] = {"exceptionHistory": {"entries": []}}
+    told = []
+    assert wait_until_running(Cluster(rest.url), "mine", told.append) == "id-mine"
+    assert told == []
     assert rest["/jobs/id-mine/checkpoints"] == [completed(1)]
 
 
@@ -271,16 +274,33 @@ def test_a_job_that_ended_is_told_with_its_cause(rest, state):
     rest["/jobs/id-mine/checkpoints"] = {}
     rest["/jobs/id-mine/exceptions"] = {"exceptionHistory": {"entries": [{"stacktrace": JAVA}]}}
     with pytest.raises(RuntimeError) as raised:
-        wait_until_running(Cluster(rest.url), "mine")
+        wait_until_running(Cluster(rest.url), "mine", print)
     assert str(raised.value) == (
         f"the job {state.lower()}: beam_pipelines.io.kafka.fetch.SourceError: offset 5 is not there"
     )
 
 
+def test_each_cause_is_told_once_while_the_job_is_tried_again(rest):
+    rest["/jobs/overview"] = jobs("mine")
+    rest["/jobs/id-mine"] = [*[{"state": "RESTARTING"}] * 4, {"state": "RUNNING"}]
+    rest["/jobs/id-mine/checkpoints"] = [*[completed(0)] * 4, completed(1)]
+    first, second = ({"stacktrace": f"java.lang.{name}\n\tat x"} for name in ("First", "Second"))
+    rest["/jobs/id-mine/exceptions"] = [
+        {"exceptionHistory": {"entries": entries}}
+        for entries in ([], [first], [first], [second, first])
+    ]
+    told = []
+    assert wait_until_running(Cluster(rest.url), "mine", told.append) == "id-mine"
+    assert told == [
+        "the job failed, and Flink tries it again: java.lang.First",
+        "the job failed, and Flink tries it again: java.lang.Second",
+    ]
+
+
 def test_a_job_that_never_comes_is_told(rest):
     rest["/jobs/overview"] = jobs("other")
     with pytest.raises(RuntimeError) as raised:
-        wait_until_running(Cluster(rest.url), "mine", patience_s=60)
+        wait_until_running(Cluster(rest.url), "mine", print, patience_s=60)
     assert str(raised.value) == (
         "after 60 s the job has no checkpoint: it never reached the cluster"
     )
@@ -292,7 +312,7 @@ def test_a_job_without_a_checkpoint_is_told(rest):
     rest["/jobs/id-mine/checkpoints"] = completed(0)
     rest["/jobs/id-mine/exceptions"] = {"exceptionHistory": {"entries": []}}
     with pytest.raises(RuntimeError, match="no checkpoint: no exception is known"):
-        wait_until_running(Cluster(rest.url), "mine", patience_s=60)
+        wait_until_running(Cluster(rest.url), "mine", print, patience_s=60)
 
 
 def test_the_last_failure_is_the_one_told(rest):
