@@ -1,10 +1,14 @@
 """Runs of the activity pipeline as its users start it, and topics for them."""
 
+import contextlib
+import functools
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +25,9 @@ REPOSITORY = Path(__file__).parents[2]
 PARTITIONS = 4
 
 _DRIVER_S = 420
+TOLD_WITHIN_S = 60
+"""Seconds until a person must know that something can't work."""
+
 _ANSWER_S = 60
 _numbers = itertools.count()
 
@@ -54,17 +61,56 @@ def activity(where: Mapping[str, str], *flags: str) -> Ended:
       flags: Its command line.
     """
     started = time.monotonic()
-    environment = {name: v for name, v in os.environ.items() if name not in _OF_A_PLATFORM}
     ended = subprocess.run(
-        [sys.executable, "-m", "beam_pipelines.activity", *flags],
-        env={**environment, **where},
-        cwd=REPOSITORY,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=_DRIVER_S,
+        _command(flags), **_surroundings(where), capture_output=True, timeout=_DRIVER_S
     )
     return Ended(ended.returncode, ended.stdout, ended.stderr, time.monotonic() - started)
+
+
+def first_failure(run: Run, *flags: str) -> str:
+    """Start the pipeline's command on Flink, without end, where it can't work.
+
+    Returns:
+      The line that says why, which must come within TOLD_WITHIN_S. The job is cancelled.
+    """
+    driver = subprocess.Popen(
+        _command((*on_flink(run), *flags)),
+        **_surroundings(run.where),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    stop = functools.partial(os.killpg, driver.pid, signal.SIGKILL)  # with its job server
+    too_late = threading.Timer(TOLD_WITHIN_S, stop)
+    too_late.start()
+    said = []
+    try:
+        for line in driver.stderr:
+            said.append(line)
+            if line.startswith("the job failed"):
+                return line
+        raise AssertionError(f"nothing was told in {TOLD_WITHIN_S} s: {said[-20:]}")
+    finally:
+        too_late.cancel()
+        with contextlib.suppress(ProcessLookupError):
+            stop()
+        driver.wait()
+        driver.stderr.close()
+        run.close()
+
+
+def _command(flags: Iterable[str]) -> list[str]:
+    return [sys.executable, "-m", "beam_pipelines.activity", *flags]
+
+
+def _surroundings(where: Mapping[str, str]) -> dict[str, Any]:
+    environment = {name: v for name, v in os.environ.items() if name not in _OF_A_PLATFORM}
+    return {
+        "env": {**environment, **where},
+        "cwd": REPOSITORY,
+        "stdin": subprocess.DEVNULL,
+        "text": True,
+    }
 
 
 def on_flink(run: Run) -> list[str]:
