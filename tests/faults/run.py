@@ -171,9 +171,18 @@ class Run:
 
         return self.eventually(last)
 
-    def await_restored(self) -> dict[str, Any]:
-        """Wait until the job has gone on from a checkpoint or savepoint; returns which."""
-        return self.eventually(lambda: self.checkpoints()["latest"]["restored"])
+    def await_restored(self, since: float) -> None:
+        """Wait until the job has gone on from a checkpoint or savepoint since a moment.
+
+        Args:
+          since: Seconds since 1970.
+        """
+
+        def restored() -> bool:
+            latest = self.checkpoints()["latest"]["restored"]
+            return latest is not None and latest["restore_timestamp"] > since * 1000
+
+        self.eventually(restored)
 
     def published(self) -> dict[str, list[int]]:
         """Return when each accepted event was published: its id, and times in ms since 1970."""

@@ -2,13 +2,12 @@
 lost, and nothing counts twice."""
 
 import re
+import time
 
 import pytest
 
 from tests.faults.faults import FAULTS
 from tests.faults.run import Run
-
-pytestmark = pytest.mark.faults
 
 
 @pytest.fixture
@@ -21,15 +20,31 @@ def run(cluster, tmp_path, request):
     run.close()
 
 
+KILLS = ("a worker killed", "the TaskManager killed")
+
+
+@pytest.mark.parametrize("faults", [KILLS], ids=["two kills"])
+def test_what_is_left_behind_equals_the_truth_after_two_kills(faults, run):
+    struck(run, *faults)
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_left_behind_equals_the_truth_after(fault, run):
+    struck(run, fault)
+
+
+def struck(run, *faults):
+    """Strike a job that runs, one fault after another, and look at what it leaves behind."""
     run.submit()
     with run.producing():
         before = run.await_checkpoints(4)
-        FAULTS[fault].strike(run)
-        if FAULTS[fault].restores:
-            run.await_restored()
-        run.await_checkpoints(3)
+        for fault in faults:
+            at = time.time()
+            FAULTS[fault].strike(run)
+            if FAULTS[fault].restores:
+                run.await_restored(since=at)
+            run.await_checkpoints(3)
 
     assert run.settled_differences(run.truth()) == []
 
