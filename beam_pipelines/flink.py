@@ -152,6 +152,10 @@ def options_for(
             # Named, it is off: a checkpoint that took too long is no reason to start again
             # from the one before, and to take longer still.
             "fail_on_checkpointing_errors": None,
+            # Else a checkpoint holds what the open bundle of a stage put out, under the number
+            # of its output, and the next submission may number outputs in another order: a job
+            # that goes on from it sends them elsewhere, or fails with a ClassCastException.
+            "finish_bundle_before_checkpointing": None,
         }
     pool = environment.get("BEAM_WORKER_POOL")
     if "environment_type" not in given and pool:

@@ -131,6 +131,7 @@ def test_what_is_left_open_suits_the_cluster(rest, built):
         "externalized_checkpoints_enabled": "",
         "retain_externalized_checkpoints_on_cancellation": "",
         "fail_on_checkpointing_errors": "",
+        "finish_bundle_before_checkpointing": "",
         "environment_type": "EXTERNAL",
         "environment_config": "127.0.0.1:25000",
     }

@@ -130,22 +130,23 @@ class Run:
     @contextlib.contextmanager
     def producing(self) -> Iterator[None]:
         """Send events of every kind meanwhile: late, too late, sent twice, beyond reading."""
-        kinds = {
-            "late": (self.events_per_s, "--users=500", "--resends=0.1", "--late_s=4.5"),
-            "too_late": (self.events_per_s // 20, "--users=50", "--late=0.5", "--late_s=30"),
-        }
+        # Other seeds: ids of one would be those of the other.
+        kinds = (
+            (self.events_per_s, "--seed=7", "--users=500", "--resends=0.1", "--late_s=4.5"),
+            (self.events_per_s // 20, "--seed=8", "--users=50", "--late=0.5", "--late_s=30"),
+        )
         producers = [
             subprocess.Popen(
                 [
                     *(sys.executable, str(REPOSITORY / "scripts/producer.py")),
-                    *(f"--kafka_bootstrap_servers={self.ends.bootstrap_servers}", "--seed=7"),
+                    *(f"--kafka_bootstrap_servers={self.ends.bootstrap_servers}",),
                     *(f"--topic={self.topic}", f"--rate={rate}", *more),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-            for kind, (rate, *more) in kinds.items()
+            for rate, *more in kinds
         ]
         try:
             yield
