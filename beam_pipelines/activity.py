@@ -75,7 +75,8 @@ class Activity:
       session_gap_s: Seconds without an event that end a session.
       early_firing_s: Seconds of processing time between early results of endless input.
       key_shards: Parts that ids and users are divided into.
-      window_shards: Parts that the partial results of a window are divided into.
+      window_shards: Parts that the partial results of a window are divided into: each has its
+        price at every firing, however little is in it.
     """
 
     decoder: Decoder
@@ -87,7 +88,7 @@ class Activity:
     session_gap_s: int = 1800
     early_firing_s: int = 10
     key_shards: int = 16
-    window_shards: int = 16
+    window_shards: int = 4
 
     @property
     def identify_by(self) -> str:

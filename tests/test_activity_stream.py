@@ -38,8 +38,11 @@ class Topic:
             spanned(BatchOf(PAYLOADS))
         )
         self.offset = 0
+        self.now_s = 0
 
     def at(self, append_s, *payloads):
+        self.stream.advance_processing_time(append_s - self.now_s)
+        self.now_s = append_s
         start, self.offset = self.offset, self.offset + len(payloads)
         rows = [
             {"payload": payload, "offset": start + i, "append_time": append_s * S}
@@ -53,6 +56,7 @@ class Topic:
         return self
 
     def end(self):
+        self.stream.advance_processing_time(60)
         return self.stream.advance_watermark_to(100_000).advance_watermark_to_infinity()
 
 

@@ -15,10 +15,11 @@ class WindowPolicy:
     """Event-time windows, when they fire, and how long they wait for late rows.
 
     Make one with `fixed`, `sliding` or `session`. A window fires when the watermark
-    passes its end, again for every batch of late rows within `allowed_lateness_s`, and,
-    with `early_s`, that often (processing time) while it is open. Beam is told an
-    allowed lateness `SLACK_S` longer, so that it never drops rows by itself: route what
-    is too late aside before (`ClassifyLateness`).
+    passes its end, and again for late rows within `allowed_lateness_s`. With `early_s` it
+    fires that often (processing time) while it is open, and no more often for late rows;
+    without, for every batch of late rows. Beam is told an allowed lateness `SLACK_S`
+    longer, so that it never drops rows by itself: route what is too late aside before
+    (`ClassifyLateness`).
 
     Beam doesn't hand lateness, triggers and accumulation down to a second WindowInto
     (its default lateness is 0, and late rows vanish there): transforms repeat the policy.
@@ -126,27 +127,30 @@ class WindowPolicy:
             return SlidingWindows(self.size_s, self.period_s)
         return Sessions(self.size_s)
 
-    def into(self, *, every_update: bool = False) -> beam.WindowInto:
+    def into(self, *, of_slices: bool = False) -> beam.WindowInto:
         """Return the WindowInto of this policy.
 
         Args:
-          every_update: Fire early for every element instead of by processing time, for a
-            second level whose first one already fires at its own pace.
+          of_slices: For a second level, whose elements are the results of the policy's
+            slices, which fire at their own pace: it fires for each of them, and is kept
+            `SLACK_S` longer, as a slice fires once more when it is given up.
         """
-        early = None
-        if self.early_s is not None:
-            early = (
-                trigger.AfterCount(1) if every_update else trigger.AfterProcessingTime(self.early_s)
-            )
+        paced = (
+            trigger.AfterCount(1)
+            if of_slices or self.early_s is None
+            else trigger.AfterProcessingTime(self.early_s)
+        )
         return beam.WindowInto(
             self.window_fn(),
-            trigger=trigger.AfterWatermark(early=early, late=trigger.AfterCount(1)),
+            trigger=trigger.AfterWatermark(
+                early=None if self.early_s is None else paced, late=paced
+            ),
             accumulation_mode=(
                 trigger.AccumulationMode.ACCUMULATING
                 if self.accumulating
                 else trigger.AccumulationMode.DISCARDING
             ),
-            allowed_lateness=self.allowed_lateness_s + SLACK_S,
+            allowed_lateness=self.allowed_lateness_s + SLACK_S * (2 if of_slices else 1),
         )
 
 

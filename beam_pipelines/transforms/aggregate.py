@@ -5,7 +5,7 @@ Beam sees one columnar partial per (shard, slice of time), never one element per
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import apache_beam as beam
@@ -136,11 +136,12 @@ class CountDistinctPerWindow(beam.PTransform):
             >> beam.ParDo(_SketchFn(self.of, self.window.slices(), self.shards)).with_output_types(
                 keyed
             )
-            | "Slice" >> _into(self.window.slices(), batches)
+            # What a slice fires is merged in its windows: it need not be fired again.
+            | "Slice" >> _into(replace(self.window.slices(), accumulating=False), batches)
             | "Merge slices"
             >> beam.CombinePerKey(MergeBatches(_SKETCH, _merged_sketches)).with_output_types(keyed)
             | "To windows" >> beam.FlatMap(_to_windows, self.window).with_output_types(keyed)
-            | "Window" >> _into(self.window.closings(), batches, every_update=True)
+            | "Window" >> _into(self.window.closings(), batches, of_slices=True)
             | "Merge windows"
             >> beam.CombinePerKey(MergeBatches(_SKETCH, _merged_sketches)).with_output_types(keyed)
             | "Estimate"
@@ -341,7 +342,7 @@ def _estimate_columns(merged: pa.RecordBatch) -> list[pa.Array]:
 
 
 def _into(
-    window: WindowPolicy, batches: beam.PCollection, every_update: bool = False
+    window: WindowPolicy, batches: beam.PCollection, of_slices: bool = False
 ) -> beam.WindowInto:
     """Window partials that are keyed by the end of their window.
 
@@ -350,7 +351,7 @@ def _into(
     """
     if batches.is_bounded:
         return beam.WindowInto(GlobalWindows())
-    return window.into(every_update=every_update)
+    return window.into(of_slices=of_slices)
 
 
 def _earliest_per_slice(times: np.ndarray, slice_us: int) -> dict[int, int]:

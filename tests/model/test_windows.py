@@ -1,6 +1,11 @@
 import apache_beam as beam
 import pytest
-from apache_beam.transforms.trigger import AccumulationMode
+from apache_beam.transforms.trigger import (
+    AccumulationMode,
+    AfterCount,
+    AfterProcessingTime,
+    AfterWatermark,
+)
 from apache_beam.transforms.window import FixedWindows, Sessions, SlidingWindows
 
 from beam_pipelines.model.time_rule import SLACK_S
@@ -48,3 +53,18 @@ def test_discarding_windows_are_refused_before_a_greatest_merge():
         refuse_partial_results(windowed(WindowPolicy.fixed(60, accumulating=False)), "table t")
     refuse_partial_results(windowed(WindowPolicy.fixed(60)), "table t")
     refuse_partial_results(beam.Pipeline() | beam.Create([1]), "table t")
+
+
+@pytest.mark.parametrize(
+    ("early_s", "of_slices", "early", "late", "lateness_s"),
+    [
+        (None, False, None, AfterCount(1), 120 + 60),
+        (10, False, AfterProcessingTime(10), AfterProcessingTime(10), 120 + 60),
+        # Slices fire once more as they are given up: there must still be a window then.
+        (10, True, AfterCount(1), AfterCount(1), 120 + 120),
+    ],
+)
+def test_late_rows_fire_at_the_pace_of_early_ones(early_s, of_slices, early, late, lateness_s):
+    windowing = WindowPolicy.fixed(60, early_s=early_s).into(of_slices=of_slices).windowing
+    assert repr(windowing.triggerfn) == repr(AfterWatermark(early=early, late=late))
+    assert windowing.allowed_lateness == lateness_s

@@ -133,8 +133,6 @@ def test_a_distinct_count_fires_early_with_its_slices():
         ("EARLY", (60, 180, 1)),
         ("EARLY", (0, 120, 2)),
         ("EARLY", (60, 180, 2)),
-        ("EARLY", (0, 120, 2)),  # the slice's own last firing
-        ("EARLY", (60, 180, 2)),
         ("ON_TIME", (0, 120, 2)),
         ("ON_TIME", (60, 180, 2)),
     ]
