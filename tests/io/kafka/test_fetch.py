@@ -73,6 +73,9 @@ class Clock:
     def monotonic(self):
         return self.now_s
 
+    def time(self):
+        return self.now_s
+
 
 class Admin:
     offsets = {-2: 40, -1: 90}  # noqa: RUF012
@@ -121,9 +124,15 @@ def test_records_come_by_partition_in_columns(fetcher):
 
 
 def test_it_waits_for_the_first_record_and_gathers_a_slice_from_then_on(fetcher):
-    fetcher._consumer.chunks = [[Message(0, 5)]]
+    fetcher._consumer.chunks = [[Message(0, 5, time_ms=49_000)]]
     fetcher.fetch(1.0)
     assert fetcher._consumer.asked == [(1, 1.0), (500, fetch.SLICE_S)]
+
+
+def test_a_slice_of_old_records_is_longer(fetcher):
+    fetcher._consumer.chunks = [[Message(0, 5, time_ms=47_000)]]
+    fetcher.fetch(1.0)
+    assert fetcher._consumer.asked == [(1, 1.0), (500, fetch.BEHIND_SLICE_S)]
 
 
 def test_a_full_slice_is_enough(fetcher, monkeypatch):
