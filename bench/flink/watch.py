@@ -11,7 +11,8 @@ from beam_pipelines.telemetry import NAMESPACE
 from bench.flink.processes import CpuClock
 
 READ = "read"
-PERIOD_S = 1.0
+PERIOD_S = 5.0
+"""A look at the counters has its price: the reporter writes out thousands of metrics."""
 STALLED_S = 300.0
 """Seconds without any progress after which a job is given up."""
 

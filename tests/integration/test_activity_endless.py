@@ -18,8 +18,6 @@ from tests.faults.run import RULES, Run
 from tests.integration.job import REPOSITORY, Topics, event, far_future, first_failure, trouble
 from tests.oracle.oracle import Oracle, Rules
 
-pytestmark = pytest.mark.faults
-
 PRODUCER = REPOSITORY / "scripts/producer.py"
 PRODUCING_S = 30
 LAST_EVENT_S = 5
