@@ -15,13 +15,15 @@ from tests.io.kafka.broker import P0, P1
 
 
 class Message:
-    def __init__(self, partition, offset, value=b"v", time_ms=1000, kind=None, error=None):
-        self._partition, self._offset, self._value = partition, offset, value
+    def __init__(
+        self, partition, offset, value=b"v", time_ms=1000, kind=None, error=None, topic="views"
+    ):
+        self._topic, self._partition, self._offset, self._value = topic, partition, offset, value
         self._timestamp = kind or TIMESTAMP_LOG_APPEND_TIME, time_ms
         self._error = error and KafkaError(error)
 
     def topic(self):
-        return "views"
+        return self._topic
 
     def partition(self):
         return self._partition
@@ -121,6 +123,21 @@ def test_records_come_by_partition_in_columns(fetcher):
     assert found[P0].offsets.tolist() == [5, 6]
     assert found[P0].times_ms.tolist() == [1000, 1002]
     assert fetcher.offsets == {P0: 7, P1: 8}
+
+
+def test_partitions_of_one_number_are_told_apart_by_their_topics(fetcher):
+    fetcher._consumer.chunks = [
+        [Message(0, 5), Message(0, 6)],
+        [Message(0, 1, topic="clicks"), Message(0, 2, topic="clicks"), Message(0, 7)],
+        [Message(1, 3, topic="clicks"), Message(1, 7)],
+    ]
+    found = fetcher.fetch(1.0)
+    assert {partition: of.offsets.tolist() for partition, of in found.items()} == {
+        P0: [5, 6, 7],
+        ("clicks", 0): [1, 2],
+        ("clicks", 1): [3],
+        P1: [7],
+    }
 
 
 def test_it_waits_for_the_first_record_and_gathers_a_slice_from_then_on(fetcher):
