@@ -214,7 +214,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary = run(config, source, options)
     except Exception as error:  # the stack goes to the log, what to do about it to the user
         _LOGGER.exception("the run failed")
-        why = str(error).partition(" [while running ")[0]  # Beam's own words end it
+        why = str(error)
+        if "Traceback (most recent call last)" in why:  # a runner's, around Python's
+            why = flink.python_error(why)
+        why = why.partition(" [while running ")[0]  # Beam's own words end it
         print(f"The run failed: {why}", file=sys.stderr)
         return 1
     if config.local:

@@ -223,7 +223,7 @@ def compare(settings: Settings, folder: Path) -> list[Compared]:
     most = Oracle(most_raw, "ndjson", settings.rules)
     least = Oracle(least_raw, "ndjson", settings.rules)
     for table, rows in found.items():
-        most.sql.register(f"least_{table}", least.sql.execute(f"FROM {table}").arrow())
+        most.sql.register(f"least_{table}", least.sql.sql(f"FROM {table}").to_arrow_table())
         most.sql.register(f"found_{table}", rows)
     return [
         *(compared_growing(most.sql, table, *of) for table, of in GROWING.items()),

@@ -67,6 +67,7 @@ class Run:
         self.where = stack.settings.environment()
         self.jobs = Jobs(f"http://{self.where['FLINK_MASTER']}")
         self.job = ""
+        self._of_others: set[int] = set()
         self.topic = f"activity-{name}"
         self._url_file = folder / "database-url"
         keyspace = f"activity_{name}"
@@ -103,6 +104,7 @@ class Run:
 
     def submit(self, *more: str) -> None:
         """Start the job; it has its first checkpoint when this returns."""
+        self._of_others = set(self._pool())
         driver = subprocess.run(
             [
                 *(sys.executable, "-m", "beam_pipelines.activity", f"--input=kafka:{self.topic}"),
@@ -157,7 +159,13 @@ class Run:
                 producer.wait(120)
 
     def workers(self) -> list[int]:
-        """Return the ids of the processes that run the job's Python."""
+        """Return the ids of the processes that run the job's Python.
+
+        The pool may keep those of a job that was cancelled for a while.
+        """
+        return [pid for pid in self._pool() if pid not in self._of_others]
+
+    def _pool(self) -> list[int]:
         pool = self.stack.service("workers").process
         return [pid for pid in pool.members if pid != pool.pid]
 
