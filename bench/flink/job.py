@@ -68,11 +68,13 @@ class Job:
           TimeoutError: it didn't come.
         """
         deadline = time.monotonic() + START_S
-        while not self.checkpoints()["completed"]:
-            self.check()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no checkpoint within {START_S:.0f} s")
+        while time.monotonic() < deadline:
+            with suppress(OSError):  # so it answers while it sets the job up
+                self.check()
+                if self.checkpoints()["completed"]:
+                    return
             time.sleep(1)
+        raise TimeoutError(f"no checkpoint within {START_S:.0f} s")
 
     def cancel(self) -> None:
         """End it."""
