@@ -9,7 +9,6 @@ is. Exit code 1: a part failed. Missing a target is reported, and no failure.
 
 import argparse
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,8 +17,7 @@ from pathlib import Path
 from bench import __main__ as on_one_core
 from bench.flink import job, latency, peers, report
 from bench.flink.backlog import Backlog
-from bench.flink.platform import PORT_OFFSET, Platform
-from stack.settings import REPOSITORY
+from bench.flink.platform import Platform, add_flags
 
 PARTS = ("core", "whole", "latency", "flink_sql", "spark")
 RESULTS = Path("bench/results/flink-latest.json")
@@ -106,10 +104,7 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--latency_s", type=on_one_core._positive, default=360,
         help="seconds of it; a final row needs four minutes (360)")  # fmt: skip
     add("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
-    add("--home", type=Path, default=os.environ.get("STACK_HOME") or REPOSITORY / ".stack/bench",
-        help="folder of the platform (STACK_HOME, or .stack/bench)")  # fmt: skip
-    add("--port_offset", type=int, default=int(os.environ.get("STACK_PORT_OFFSET") or PORT_OFFSET),
-        help=f"of its ports (STACK_PORT_OFFSET, or {PORT_OFFSET})")  # fmt: skip
+    add_flags(parser)
     add("--output", type=Path, default=RESULTS, help=f"JSON file ({RESULTS})")
     flags = parser.parse_args(argv)
     flags.parts = flags.only.split(",")

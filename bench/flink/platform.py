@@ -1,5 +1,6 @@
 """The platform that is measured: its own processes, on ports of its own."""
 
+import argparse
 import logging
 import os
 import shutil
@@ -157,6 +158,15 @@ class Platform:
     def tail(self, name: str) -> str:
         """Return the end of a command's output."""
         return "\n".join(self.log(name).read_text(errors="replace").splitlines()[-15:])
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Let a command line say where a platform is."""
+    add = parser.add_argument
+    add("--home", type=Path, default=os.environ.get("STACK_HOME") or REPOSITORY / ".stack/bench",
+        help="folder of the platform (STACK_HOME, or .stack/bench)")  # fmt: skip
+    add("--port_offset", type=int, default=int(os.environ.get("STACK_PORT_OFFSET") or PORT_OFFSET),
+        help=f"of its ports (STACK_PORT_OFFSET, or {PORT_OFFSET})")  # fmt: skip
 
 
 def python(*arguments: str) -> list[str]:

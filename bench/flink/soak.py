@@ -7,7 +7,6 @@ writes all samples as JSON. Exit code 1: the job failed, or couldn't keep up.
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +20,9 @@ from bench import __main__ as on_one_core
 from bench.flink import job
 from bench.flink.__main__ import say
 from bench.flink.backlog import producer_command
-from bench.flink.platform import PORT_OFFSET, Platform
+from bench.flink.platform import Platform, add_flags
 from bench.flink.processes import resident_bytes
 from bench.flink.watch import READ
-from stack.settings import REPOSITORY
 
 TOPIC, PARTITIONS = "soak", 4
 PERIOD_S = 10.0
@@ -86,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with platform.fresh(*job.SERVICES[job.WHOLE]):
             platform.make_topic(TOPIC, PARTITIONS)
-            with job.started(platform, job.WHOLE, TOPIC) as (running, driver):
-                phases = _phases(platform, running, driver, flags)
+            with job.started(platform, job.WHOLE, TOPIC) as (running, _):
+                phases = _phases(platform, running, flags)
         platform.remove_topics(TOPIC)
     finally:
         platform.close()
@@ -104,9 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _phases(platform: Platform, running: job.Job, driver: int, flags: Any) -> list[Phase]:
+def _phases(platform: Platform, running: job.Job, flags: Any) -> list[Phase]:
     running.await_checkpoint()
-    leaders = {**platform.leaders(), "driver": driver}
+    leaders = platform.leaders()
     say(f"{flags.idle_minutes} minutes without events")
     idle = list(_samples(running, leaders, flags.idle_minutes * 60))
     say(f"{flags.minutes} minutes at {flags.offered_per_s:,} events/s")
@@ -180,10 +178,7 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--minutes", type=on_one_core._positive, default=20, help="at the rate (20)")
     add("--idle_minutes", type=on_one_core._positive, default=5, help="without events (5)")
     add("--offered_per_s", type=on_one_core._positive, default=20_000, help="rate (20000)")
-    add("--home", type=Path, default=os.environ.get("STACK_HOME") or REPOSITORY / ".stack/bench",
-        help="folder of the platform (STACK_HOME, or .stack/bench)")  # fmt: skip
-    add("--port_offset", type=int, default=int(os.environ.get("STACK_PORT_OFFSET") or PORT_OFFSET),
-        help=f"of its ports (STACK_PORT_OFFSET, or {PORT_OFFSET})")  # fmt: skip
+    add_flags(parser)
     add("--output", type=Path, default=RESULTS, help=f"JSON file ({RESULTS})")
     return parser.parse_args(argv)
 

@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import confluent_kafka
@@ -227,16 +228,9 @@ _DENIED = (
 
 def _by_partition(messages: Sequence[Any]) -> dict[Partition, list[Any]]:
     """Divide messages; those of one partition mostly come in a row."""
-    numbers = np.array([message.partition() for message in messages])
-    changes = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
     parts: defaultdict[Partition, list[Any]] = defaultdict(list)
-    for run in np.split(np.arange(len(messages)), changes) if messages else ():
-        of_run = messages[run[0] : run[-1] + 1]
-        topics = {message.topic() for message in of_run}
-        for topic in topics:
-            parts[topic, of_run[0].partition()] += (
-                of_run if len(topics) == 1 else [m for m in of_run if m.topic() == topic]
-            )
+    for partition, run in groupby(messages, lambda each: (each.topic(), each.partition())):
+        parts[partition] += run
     return parts
 
 
