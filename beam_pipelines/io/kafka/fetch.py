@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -116,21 +116,23 @@ class Fetcher:
           KafkaException: access is denied.
         """
         deadline = time.monotonic() + wait_s
-        messages: list[Any] = []
+        gathered: defaultdict[Partition, _Gathered] = defaultdict(_Gathered)
         ends: dict[Partition, int] = {}
-        size = 0
+        rows = size = 0
         while (left_s := deadline - time.monotonic()) > 0:
-            chunk = self._consumer.consume(_CHUNK if messages else 1, left_s)
+            chunk = self._consumer.consume(_CHUNK if rows else 1, left_s)
             if any([message.error() for message in chunk]):  # a list is faster than a generator
                 chunk = self._without_errors(chunk, ends)
-            if chunk and not messages:
+            if chunk and not rows:
                 behind = time.time() - chunk[0].timestamp()[1] / 1000 > BEHIND_S
                 deadline = time.monotonic() + (BEHIND_SLICE_S if behind else SLICE_S)
-            messages += chunk
+            for partition, messages in groupby(chunk, _partition):  # they mostly come in runs
+                gathered[partition].add(list(messages))
+            rows += len(chunk)
             size += sum(map(len, chunk))
-            if len(messages) >= SLICE_ROWS or size >= SLICE_BYTES:
+            if rows >= SLICE_ROWS or size >= SLICE_BYTES:
                 break
-        fetched = {partition: _columns(of) for partition, of in _by_partition(messages).items()}
+        fetched = {partition: of.fetched() for partition, of in gathered.items()}
         for partition, end in ends.items():
             fetched[partition] = _up_to(fetched.get(partition), end)
         self.offsets.update((partition, of.next) for partition, of in fetched.items())
@@ -226,24 +228,38 @@ _DENIED = (
 )
 
 
-def _by_partition(messages: Sequence[Any]) -> dict[Partition, list[Any]]:
-    """Divide messages; those of one partition mostly come in a row."""
-    parts: defaultdict[Partition, list[Any]] = defaultdict(list)
-    for partition, run in groupby(messages, lambda each: (each.topic(), each.partition())):
-        parts[partition] += run
-    return parts
+def _partition(message: Any) -> Partition:
+    return message.topic(), message.partition()
 
 
-def _columns(messages: list[Any]) -> Fetched:
-    types, times_ms = zip(*[message.timestamp() for message in messages], strict=True)
-    offsets = np.array([message.offset() for message in messages], np.int64)
-    return Fetched(
-        values=pa.array([message.value() for message in messages], pa.binary()),
-        offsets=offsets,
-        times_ms=np.array(times_ms, np.int64),
-        log_append_time=set(types) == {TIMESTAMP_LOG_APPEND_TIME},
-        next=int(offsets[-1]) + 1,
-    )
+class _Gathered:
+    """What came of one partition so far: columns, and no messages.
+
+    A slice of messages kept alive would have the garbage collector go through all of this
+    process' objects again and again; that took a quarter of a busy worker's time.
+    """
+
+    def __init__(self) -> None:
+        self.values: list[bytes | None] = []
+        self.offsets: list[int] = []
+        self.times_ms: list[int] = []
+        self.time_types: set[int] = set()
+
+    def add(self, messages: list[Any]) -> None:
+        types, times_ms = zip(*[message.timestamp() for message in messages], strict=True)
+        self.values += [message.value() for message in messages]
+        self.offsets += [message.offset() for message in messages]
+        self.times_ms += times_ms
+        self.time_types.update(types)
+
+    def fetched(self) -> Fetched:
+        return Fetched(
+            values=pa.array(self.values, pa.binary()),
+            offsets=np.array(self.offsets, np.int64),
+            times_ms=np.array(self.times_ms, np.int64),
+            log_append_time=self.time_types == {TIMESTAMP_LOG_APPEND_TIME},
+            next=self.offsets[-1] + 1,
+        )
 
 
 def _up_to(fetched: Fetched | None, end: int) -> Fetched:
