@@ -87,8 +87,8 @@ class Activity:
     users_period_s: int = 60
     session_gap_s: int = 1800
     early_firing_s: int = 10
-    key_shards: int = 16
-    window_shards: int = 4
+    key_shards: int = 4
+    window_shards: int = 2
 
     @property
     def identify_by(self) -> str:

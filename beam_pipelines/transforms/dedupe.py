@@ -28,6 +28,7 @@ from beam_pipelines.model.batches import Rows, schema_of
 from beam_pipelines.model.records import EVENT_TIME
 from beam_pipelines.model.time_rule import SLACK_S
 from beam_pipelines.telemetry import Counter
+from beam_pipelines.transforms.bags import taking_bags
 from beam_pipelines.transforms.gather import SHARDS, require_global_window
 from beam_pipelines.transforms.journal import Journal
 
@@ -35,6 +36,10 @@ BUCKET_S = 300
 """Seconds of event time whose ids are kept and forgotten together."""
 
 _SECOND_US = 1_000_000
+
+_WITH_PAGES = taking_bags(
+    "pages", [BagStateSpec(f"pages_{number}", BytesCoder()) for number in range(8)]
+)
 
 
 @dataclass
@@ -113,7 +118,6 @@ class _ByIdentityFn(beam.DoFn):
 
 
 class _FirstSightsFn(beam.DoFn):
-    PAGES = BagStateSpec("pages", BytesCoder())
     TOKEN = ReadModifyWriteStateSpec("token", BytesCoder())
     FORGET = TimerSpec("forget", TimeDomain.WATERMARK)
 
@@ -131,10 +135,11 @@ class _FirstSightsFn(beam.DoFn):
     def start_bundle(self) -> None:
         self.journal.start_bundle()
 
+    @_WITH_PAGES
     def process(
         self,
         element: tuple[tuple[int, int], Rows],
-        pages: Any = beam.DoFn.StateParam(PAGES),
+        pages: Any,
         token: Any = beam.DoFn.StateParam(TOKEN),
         forget: Any = beam.DoFn.TimerParam(FORGET),
     ) -> Iterator[Rows]:
@@ -154,10 +159,11 @@ class _FirstSightsFn(beam.DoFn):
             yield rows if passed == len(rows) else rows.filter(pa.array(first))
 
     @on_timer(FORGET)
+    @_WITH_PAGES
     def forget(
         self,
+        pages: Any,
         key: Any = beam.DoFn.KeyParam,
-        pages: Any = beam.DoFn.StateParam(PAGES),
         token: Any = beam.DoFn.StateParam(TOKEN),
     ) -> None:
         self.journal.clear(key, pages, token)

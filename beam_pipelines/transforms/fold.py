@@ -10,11 +10,15 @@ order, whatever order it arrived in; each result is emitted once.
   time in which nothing happens costs nothing.
 - The timers of a key may fire in any order: a timer folds all minutes that are complete at
   its time, and one that comes after a later one finds nothing to do.
+- What a bundle brings is kept as few pages: each has its price, whatever is in it. The rows of
+  a slot of time that many rows are in make a page in that slot's bag; the few others (late
+  ones, mostly) go into a page of stragglers, which every fold looks through.
 - A row older than what was folded is counted as `older_than_folded` and left out. The time
   rule routes such rows aside long before, so the count is zero; runs assert it.
 - Bounded input is folded once, at its end.
 """
 
+import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -37,10 +41,21 @@ from beam_pipelines.model.batches import BatchCoder, Rows, concatenated
 from beam_pipelines.model.records import EVENT_TIME, MAX_EVENT_TIME_US, MIN_EVENT_TIME_US
 from beam_pipelines.model.time_rule import SLACK_S
 from beam_pipelines.telemetry import Counter
+from beam_pipelines.transforms.bags import taking_bags
 
 MINUTE_US = 60_000_000
 _SECOND_US = 1_000_000
-_SLOTS = 8  # bags that the pending minutes take turns in: a fold reads few rows too many
+_SLOT_US = 30_000_000
+_SLOTS = 12  # six minutes: what is pending by default, so that a fold reads few rows too many
+_FEW = 8  # one part in so many of an element's rows is no page of its own
+
+_WITH_PENDING = taking_bags(
+    "pending",
+    [
+        *(BagStateSpec(f"pending_{slot}", BytesCoder()) for slot in range(_SLOTS)),
+        BagStateSpec("stragglers", BytesCoder()),
+    ],
+)
 
 
 class Folded(NamedTuple):
@@ -70,7 +85,6 @@ class FoldFn(beam.DoFn):
       bounded: Whether the input is.
     """
 
-    PENDING = tuple(BagStateSpec(f"pending_{slot}", BytesCoder()) for slot in range(_SLOTS))
     STATE = ReadModifyWriteStateSpec("state", BytesCoder())
     FOLDED_UNTIL = ReadModifyWriteStateSpec("folded_until", VarIntCoder())
     COMPLETE = TimerSpec("complete", TimeDomain.WATERMARK)
@@ -84,64 +98,56 @@ class FoldFn(beam.DoFn):
         self.state = BatchCoder(step.state_schema)
         self.older = Counter("older_than_folded")
 
+    @_WITH_PENDING
     def process(
         self,
         element: tuple[int, Rows],
-        pending_0: Any = beam.DoFn.StateParam(PENDING[0]),
-        pending_1: Any = beam.DoFn.StateParam(PENDING[1]),
-        pending_2: Any = beam.DoFn.StateParam(PENDING[2]),
-        pending_3: Any = beam.DoFn.StateParam(PENDING[3]),
-        pending_4: Any = beam.DoFn.StateParam(PENDING[4]),
-        pending_5: Any = beam.DoFn.StateParam(PENDING[5]),
-        pending_6: Any = beam.DoFn.StateParam(PENDING[6]),
-        pending_7: Any = beam.DoFn.StateParam(PENDING[7]),
+        pending: Any,
         folded_until: Any = beam.DoFn.StateParam(FOLDED_UNTIL),
         complete: Any = beam.DoFn.TimerParam(COMPLETE),
     ) -> None:
         _, rows = element
-        pending = (
-            pending_0, pending_1, pending_2, pending_3, pending_4, pending_5, pending_6, pending_7
-        )  # fmt: skip
+        *slots, stragglers = pending
         until = folded_until.read()
         if until is not None:
             rows = self._younger(rows, until)
         if len(rows) == 0:
             return
         if self.bounded:
-            pending[0].add(self.rows.encode(rows))
+            # Any bag will do, and none may grow too large: all are read at the end.
+            slots[random.randrange(_SLOTS)].add(self.rows.encode(rows))
             complete.set(GlobalWindow().max_timestamp())
             return
-        for minute, part in divided(rows, micros(rows[EVENT_TIME]) // MINUTE_US):
-            pending[minute % _SLOTS].add(self.rows.encode(part))
+        few = []
+        for slot, part in divided(rows, micros(rows[EVENT_TIME]) // _SLOT_US):
+            if len(part) * _FEW > len(rows):
+                slots[slot % _SLOTS].add(self.rows.encode(part))
+            else:
+                few.append(part)
+        if few:
+            stragglers.add(self.rows.encode(concatenated(few, self.step.row_schema)))
+        for minute in np.unique(micros(rows[EVENT_TIME]) // MINUTE_US).tolist():
             end_us = (minute + 1) * MINUTE_US
             for later_us in (0, _minutes_up(self.step.quiet_us)):
                 due_us = end_us + later_us + self.wait_us
                 complete.set(Timestamp(micros=due_us), dynamic_timer_tag=str(due_us))
 
     @on_timer(COMPLETE)
+    @_WITH_PENDING
     def fold(
         self,
+        pending: Any,
         due: Any = beam.DoFn.TimestampParam,
-        pending_0: Any = beam.DoFn.StateParam(PENDING[0]),
-        pending_1: Any = beam.DoFn.StateParam(PENDING[1]),
-        pending_2: Any = beam.DoFn.StateParam(PENDING[2]),
-        pending_3: Any = beam.DoFn.StateParam(PENDING[3]),
-        pending_4: Any = beam.DoFn.StateParam(PENDING[4]),
-        pending_5: Any = beam.DoFn.StateParam(PENDING[5]),
-        pending_6: Any = beam.DoFn.StateParam(PENDING[6]),
-        pending_7: Any = beam.DoFn.StateParam(PENDING[7]),
         state: Any = beam.DoFn.StateParam(STATE),
         folded_until: Any = beam.DoFn.StateParam(FOLDED_UNTIL),
     ) -> Iterator[Rows]:
-        pending = (
-            pending_0, pending_1, pending_2, pending_3, pending_4, pending_5, pending_6, pending_7
-        )  # fmt: skip
+        *slots, stragglers = pending
         until = self.end_us if self.bounded else due.micros - self.wait_us
         since = folded_until.read()
         if since is not None and until <= since:
             return
         rows = []
-        for bag in pending[:1] if self.bounded else _between(pending, since, until):
+        for bag in slots if self.bounded else [*_between(slots, since, until), stragglers]:
             rows += self._taken(bag, until)
         before = state.read()
         folded = self.step(
@@ -168,7 +174,7 @@ class FoldFn(beam.DoFn):
         return rows.filter(pa.array(~older))
 
     def _taken(self, bag: Any, until: int) -> list[pa.RecordBatch]:
-        """Take the rows before `until` out of a bag, and leave the others."""
+        """Take the rows before `until` out of a bag, and leave the others, in one page."""
         taken, left = [], []
         for page in bag.read():
             rows = self.rows.decode(page)
@@ -176,22 +182,22 @@ class FoldFn(beam.DoFn):
             if ripe.all():
                 taken.append(rows)
             elif not ripe.any():
-                left.append(page)
+                left.append(rows)
             else:
                 taken.append(rows.filter(pa.array(ripe)))
-                left.append(self.rows.encode(rows.filter(pa.array(~ripe))))
+                left.append(rows.filter(pa.array(~ripe)))
         if taken:
             bag.clear()
-            for page in left:
-                bag.add(page)
+            if left:
+                bag.add(self.rows.encode(concatenated(left, self.step.row_schema)))
         return taken
 
 
-def _between(pending: tuple, since: int | None, until: int) -> list:
-    """Return the bags that may hold rows of the minutes from `since` to before `until`."""
-    start = (MIN_EVENT_TIME_US if since is None else since) // MINUTE_US
-    minutes = np.arange(start, min(-(-until // MINUTE_US), start + len(pending)))
-    return [pending[slot] for slot in sorted(set((minutes % len(pending)).tolist()))]
+def _between(slots: list, since: int | None, until: int) -> list:
+    """Return the bags of the slots that lie between `since` and `until`."""
+    start = (MIN_EVENT_TIME_US if since is None else since) // _SLOT_US
+    numbers = np.arange(start, min(-(-until // _SLOT_US), start + _SLOTS))
+    return [slots[number] for number in sorted(set((numbers % _SLOTS).tolist()))]
 
 
 def _minutes_up(duration_us: int) -> int:

@@ -1,6 +1,6 @@
 """State as a journal, with a derived table kept in memory between bundles.
 
-Beam state holds the truth: a bag of pages, appended to and never rewritten. What a DoFn
+Beam state holds the truth: bags of pages, appended to and never rewritten. What a DoFn
 asks of it (has this id been seen?) wants a table, which is costly to build. So the worker
 keeps the table it derived, but trusts it only while it provably matches the journal: each
 bundle that changes a journal commits a new random token with it, and the table is used
@@ -25,6 +25,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
 CACHE_BYTES = 512 << 20
@@ -97,7 +98,7 @@ class Journal(Generic[T]):
 
         Args:
           key: The key being processed.
-          pages: Its bag state of bytes.
+          pages: Its bag states of bytes.
           token: Its read-modify-write state of bytes.
         """
         if key not in self._open:
@@ -108,21 +109,26 @@ class Journal(Generic[T]):
             elif cached is not None and cached[0] == committed:
                 self._open[key] = cached
             else:
-                self._open[key] = committed, self.derive(pages.read())
+                self._open[key] = (
+                    committed,
+                    self.derive(chain.from_iterable(bag.read() for bag in pages)),
+                )
         return self._open[key][1]
 
     def append(self, key: Any, page: bytes, pages: Any, token: Any) -> None:
         """Add a page; the caller brings the table up to date."""
-        pages.add(page)
         if key not in self._changed:  # all of a bundle is committed at once: one token will do
             self._changed.add(key)
             fresh = os.urandom(16)
             token.write(fresh)
             self._open[key] = fresh, self._open[key][1]
+        drawn = self._open[key][0]
+        pages[drawn[0] % len(pages)].add(page)  # any bag will do, and one is committed sooner
 
     def clear(self, key: Any, pages: Any, token: Any) -> None:
         """Drop a journal for good; the key may start a new one."""
-        pages.clear()
+        for bag in pages:
+            bag.clear()
         token.clear()
         self._open.pop(key, None)
         self._changed.discard(key)

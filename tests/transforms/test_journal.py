@@ -67,11 +67,11 @@ def worker(stage="stage"):
 
 def sight(journal_, key, state, page):
     """Add a page unless seen; returns whether it is new."""
-    table = journal_.table(key, state.pages, state.token)
+    table = journal_.table(key, (state.pages,), state.token)
     if page in table:
         return False
     table.add(page)
-    journal_.append(key, page, state.pages, state.token)
+    journal_.append(key, page, (state.pages,), state.token)
     return True
 
 
@@ -137,7 +137,7 @@ def test_a_cleared_journal_starts_anew():
     here, state = worker(), State()
     bundle(here, state, b"a")
     here.start_bundle()
-    here.clear("k", state.pages, state.token)
+    here.clear("k", (state.pages,), state.token)
     here.finish_bundle()
     state.commit()
     assert bundle(here, state, b"a") == [True]
@@ -159,3 +159,20 @@ def test_the_cache_is_bounded_and_the_least_recently_used_go_first():
     assert states[11].pages.reads == 0
     assert bundle(here, states[0], b"a", key=0) == [False]  # slower, not wrong
     assert states[0].pages.reads == 1
+
+
+def test_pages_are_spread_over_the_bags_and_read_from_all_of_them():
+    bags, token = [Bag() for _ in range(3)], Value()
+    here = worker()
+    for number in range(40):
+        here.start_bundle()
+        here.table("k", bags, token).add(b"%d" % number)
+        here.append("k", b"%d" % number, bags, token)
+        here.append("k", b"more", bags, token)
+        here.finish_bundle()
+    assert all(bag.now for bag in bags)
+    elsewhere = worker("moved")
+    assert elsewhere.table("k", bags, token) == {b"%d" % number for number in range(40)} | {b"more"}
+
+    here.clear("k", bags, token)
+    assert not any(bag.now for bag in bags)

@@ -27,7 +27,7 @@ latency, and the pace of its self-checkpoints."""
 BEHIND_S, BEHIND_SLICE_S = 2.0, 1.0
 """Records that are this old (s) are gathered for longer: larger batches catch up faster."""
 
-SLICE_ROWS, SLICE_BYTES = 50_000, 32 << 20
+SLICE_ROWS, SLICE_BYTES = 200_000, 64 << 20
 """Where gathering ends before."""
 
 _CHUNK = 500  # messages asked for at once; larger chunks are slower
