@@ -57,9 +57,6 @@ from beam_pipelines.transforms.sessions import Sessionize
 
 _LOGGER = logging.getLogger(__name__)
 
-KEY_SHARDS, WINDOW_SHARDS = 8, 1
-"""Shards of a run in this process, which gains from them only tables that fit its caches."""
-
 
 @dataclass(frozen=True)
 class Activity:
@@ -87,8 +84,8 @@ class Activity:
     users_period_s: int = 60
     session_gap_s: int = 1800
     early_firing_s: int = 10
-    key_shards: int = 4
-    window_shards: int = 2
+    key_shards: int = 8
+    window_shards: int = 1
 
     @property
     def identify_by(self) -> str:
@@ -308,7 +305,8 @@ def _decisions(config: ActivityConfig, source: Source) -> Activity:
         users_period_s=config.users_period_s,
         session_gap_s=config.session_gap_s,
         early_firing_s=config.early_firing_s,
-        **({"key_shards": KEY_SHARDS, "window_shards": WINDOW_SHARDS} if config.in_process else {}),
+        key_shards=config.shards,
+        window_shards=config.window_shards,
     )
 
 

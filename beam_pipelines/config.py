@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from beam_pipelines.io.publication import OBJECT_STORES, on_object_store
+from beam_pipelines.kernels.key_groups import MAX_PARALLELISM
 from beam_pipelines.model.activity import ACTIVITY, EVENT_TYPES
 from beam_pipelines.model.secret import Secret
 from beam_pipelines.model.time_rule import TimeRule
@@ -78,6 +79,7 @@ class ActivityConfig:
       session_gap_s: Seconds without an event after which a session has ended.
       early_firing_s: Seconds of processing time between early results.
       dedupe: What makes two records one event: one of `options.DEDUPE`.
+      shards: Parts that the state is divided into by hash.
       demo_events: Records that the demo generates.
       seed: Of the demo's generator.
       overwrite: Whether to replace the results of a different run.
@@ -105,6 +107,7 @@ class ActivityConfig:
     session_gap_s: int
     early_firing_s: int
     dedupe: str
+    shards: int
     demo_events: int
     seed: int
     overwrite: bool
@@ -121,6 +124,8 @@ class ActivityConfig:
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.shards <= MAX_PARALLELISM:
+            raise ValueError(f"--shards is from 1 to {MAX_PARALLELISM}, got {self.shards}")
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, got {self.seed}")
         if self.users_period_s > self.users_window_s:
@@ -152,6 +157,26 @@ class ActivityConfig:
     def endless(self) -> bool:
         """Whether the input has no end."""
         return bool(self.topics) and not self.kafka.until_end
+
+    @property
+    def window_shards(self) -> int:
+        """Parts that a window is divided into: each has its price at every firing."""
+        return 1 if self.in_process else max(1, self.shards // 2)
+
+    @property
+    def state_settings(self) -> str:
+        """The flags that the state of an endless run depends on."""
+        settings = {
+            "shards": self.shards,
+            "dedupe": self.dedupe,
+            "out_of_orderness_s": self.time.out_of_orderness_s,
+            "allowed_lateness_s": self.time.allowed_lateness_s,
+            "window_s": self.window_s,
+            "users_window_s": self.users_window_s,
+            "users_period_s": self.users_period_s,
+            "session_gap_s": self.session_gap_s,
+        }
+        return " ".join(f"--{flag}={value}" for flag, value in settings.items())
 
     @property
     def local(self) -> bool:

@@ -226,6 +226,7 @@ def _kafka(config: ActivityConfig, readers: int) -> Source:
             append_time=config.kafka.append_time,
             readers=readers,
             group=config.kafka.group,
+            settings=config.state_settings,
             checks=_checks(config),
         ),
         format="ndjson",

@@ -18,6 +18,7 @@ from beam_pipelines.config import (
     KafkaConfig,
 )
 from beam_pipelines.flink import JOB_SERVER_FLAGS
+from beam_pipelines.kernels.key_groups import MAX_PARALLELISM
 from beam_pipelines.model.activity import ACTIVITY, EVENT_TYPES
 from beam_pipelines.model.records import MAX_EVENT_TIME_US, MIN_EVENT_TIME_US
 from beam_pipelines.model.secret import Secret
@@ -29,6 +30,9 @@ FORMATS = ("auto", "ndjson", "access_log", "avro")
 DEDUPE = ("auto", "event_id", "payload", "coordinates", "none")
 
 APPEND_TIMES = ("broker", "producer", "none")
+
+SHARDS_IN_PROCESS = 8
+"""Shards of a run in this process, which gains from them only tables that fit its caches."""
 
 _IN_PROCESS = ("direct", "switchingdirect", "fnapi")
 
@@ -163,6 +167,16 @@ class ActivityOptions(PipelineOptions):
             "Seconds between early results, which only endless input has",
         )
 
+        group = parser.add_argument_group("state")
+        group.add_argument(
+            "--shards",
+            type=int,
+            metavar="N",
+            help="Parts that the state is divided into, at least one for each parallel instance; "
+            "a job that resumes must have as many as before (default: twice the parallelism; in "
+            f"this process {SHARDS_IN_PROCESS}).",
+        )
+
         group = parser.add_argument_group("demo")
         _add_count(group, "--demo_events", 200_000, "Number of records to generate")
         _add_count(group, "--seed", 1, "Seed of the generator")
@@ -245,11 +259,20 @@ def _config(flags: argparse.Namespace) -> ActivityConfig:
         session_gap_s=flags.session_gap_s,
         early_firing_s=flags.early_firing_s,
         dedupe=flags.dedupe,
+        shards=_shards(flags),
         demo_events=flags.demo_events,
         seed=flags.seed,
         overwrite=flags.overwrite,
         in_process=_runs_in_process(flags.runner),
     )
+
+
+def _shards(flags: argparse.Namespace) -> int:
+    if flags.shards is not None:
+        return int(flags.shards)
+    if _runs_in_process(flags.runner):
+        return SHARDS_IN_PROCESS
+    return min(2 * max(flags.parallelism, 1), MAX_PARALLELISM)
 
 
 def _bootstrap_servers(flags: argparse.Namespace) -> str | None:

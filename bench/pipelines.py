@@ -9,7 +9,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from beam_pipelines.activity import KEY_SHARDS, SINKS, WINDOW_SHARDS, Activity, broken_laws, build
+from beam_pipelines.activity import SINKS, Activity, broken_laws, build
 from beam_pipelines.connectors import Sinks
 from beam_pipelines.demo import CHUNK_RECORDS, DemoTraffic
 from beam_pipelines.io.generated import ReadGenerated
@@ -45,9 +45,7 @@ def run_core(*, keep: bool = False) -> dict[str, list[Any]]:
     """
     _kept.clear()
     read = ReadGenerated(_chunk, sum(map(len, _held)), CHUNK_RECORDS, "held")
-    decisions = Activity(
-        NdjsonDecoder(ACTIVITY), TimeRule(), key_shards=KEY_SHARDS, window_shards=WINDOW_SHARDS
-    )
+    decisions = Activity(NdjsonDecoder(ACTIVITY), TimeRule())
     sinks = Sinks(
         write_lake=_CountRows("lake", keep),
         write_enriched=_CountRows("enriched", keep),

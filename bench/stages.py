@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_pipelines.activity import KEY_SHARDS
 from beam_pipelines.demo import DemoTraffic
 from beam_pipelines.io.duckdb import create_table_sql, merged, upsert_sql
 from beam_pipelines.io.lake import ROW_GROUP_ROWS
@@ -43,6 +42,7 @@ from beam_pipelines.model.activity import (
 from beam_pipelines.model.batches import BatchCoder, concatenated
 from beam_pipelines.model.records import MAX_EVENT_TIME_US, event_schema
 from beam_pipelines.model.time_rule import TimeRule
+from beam_pipelines.options import SHARDS_IN_PROCESS
 from bench import pipelines
 from bench.measure import Workload, timed
 
@@ -117,11 +117,11 @@ def _judge(inputs: Inputs) -> None:
 
 
 def _deduplicate(inputs: Inputs) -> None:
-    tables = [SeenTable() for _ in range(KEY_SHARDS)]
+    tables = [SeenTable() for _ in range(SHARDS_IN_PROCESS)]
     columns = event_schema(ACTIVITY).names
     for batch in inputs.classified:
         rows = batch.select(columns)
-        shards = shards_of(hashes(rows["identity"]), KEY_SHARDS).astype(np.int64)
+        shards = shards_of(hashes(rows["identity"]), SHARDS_IN_PROCESS).astype(np.int64)
         for shard, part in divided(rows, shards):
             part.filter(pa.array(tables[shard].add(hashes(part["identity"]))))
 
@@ -155,7 +155,7 @@ def _sessionize(inputs: Inputs) -> None:
         [pa.array(keys), rows["event_time"], kinds, names], schema=SESSION_ROWS
     )
     none_open = _SESSIONS.open_schema.empty_table()
-    for _, part in divided(reduced, shards_of(keys, KEY_SHARDS).astype(np.int64)):
+    for _, part in divided(reduced, shards_of(keys, SHARDS_IN_PROCESS).astype(np.int64)):
         scan(none_open, part, MAX_EVENT_TIME_US, _SESSIONS)
 
 

@@ -50,6 +50,7 @@ def test_without_flags_the_demo_runs_in_process_into_out():
         session_gap_s=1800,
         early_firing_s=10,
         dedupe="auto",
+        shards=8,
         demo_events=200_000,
         seed=1,
         overwrite=False,
@@ -65,7 +66,7 @@ def test_every_flag_reaches_the_config():
         *("--dead_letters=d", "--out_of_orderness_s=1", "--allowed_lateness_s=2"),
         *("--future_tolerance_s=3", "--window_s=4", "--users_window_s=6", "--users_period_s=5"),
         *("--session_gap_s=7", "--early_firing_s=8", "--dedupe=payload", "--as_of", "9"),
-        *("--demo_events=10", "--seed=11", "--overwrite"),
+        *("--shards=12", "--demo_events=10", "--seed=11", "--overwrite"),
     )
     assert config == ActivityConfig(
         input="logs/*.gz",
@@ -86,6 +87,7 @@ def test_every_flag_reaches_the_config():
         session_gap_s=7,
         early_firing_s=8,
         dedupe="payload",
+        shards=12,
         demo_events=10,
         seed=11,
         overwrite=True,
@@ -139,6 +141,8 @@ def test_any_other_as_of_is_misuse(capsys, as_of):
         (["--overwrite", "yes"], "'yes' belongs to no flag; every setting is --FLAG=VALUE"),
         (["--runner=DirectRuner"], "--runner=DirectRuner is no runner; did you mean DirectRunner?"),
         (["--window_s=0"], "--window_s must be positive, got 0"),
+        (["--shards=0"], "--shards is from 1 to 128, got 0"),
+        (["--shards=129"], "--shards is from 1 to 128, got 129"),
         (["--session_gap_s=-1"], "--session_gap_s must be positive, got -1"),
         (["--demo_events=0"], "--demo_events must be positive, got 0"),
         (["--seed=-1"], "--seed must not be negative, got -1"),
@@ -306,7 +310,7 @@ def test_help_prints_our_groups_then_beams(capsys):
     assert ended.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     groups = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
-    assert groups[:9] == [
+    assert groups[:10] == [
         "options:",
         "input:",
         "output:",
@@ -314,6 +318,7 @@ def test_help_prints_our_groups_then_beams(capsys):
         "cassandra:",
         "time rule:",
         "windows:",
+        "state:",
         "demo:",
         "Beam: StandardOptions:",
     ]
@@ -323,7 +328,45 @@ def test_the_help_of_every_flag_of_ours_names_its_default(capsys):
     with pytest.raises(SystemExit):
         parse(["--help"])
     ours = capsys.readouterr().out.split("\ninput:\n")[1].split("\nBeam: ")[0]
-    assert ours.count("  --") == ours.count("(default:") == 32
+    assert ours.count("  --") == ours.count("(default:") == 33
+
+
+CLUSTER = (
+    *("--runner=FlinkRunner", "--input=kafka:views", "--kafka_bootstrap_servers=b:9092"),
+    *("--database=env:URL", "--lake=/lake", "--enriched=kafka:e", "--dead_letters=kafka:d"),
+)
+
+
+@pytest.mark.parametrize(
+    ("flags", "shards", "window_shards"),
+    [
+        (["--parallelism=1"], 2, 1),
+        (["--parallelism=6"], 12, 6),
+        (["--parallelism=100"], 128, 64),
+        (["--parallelism=6", "--shards=3"], 3, 1),
+        (["--shards=1"], 1, 1),
+    ],
+)
+def test_state_is_divided_for_the_parallelism_unless_told_otherwise(flags, shards, window_shards):
+    config = config_of(*CLUSTER, *flags)
+    assert (config.shards, config.window_shards) == (shards, window_shards)
+
+
+def test_in_this_process_windows_are_not_divided():
+    assert config_of("--shards=4").window_shards == 1
+
+
+def test_state_can_go_on_with_the_flags_it_was_made_with_only():
+    same = config_of(*CLUSTER, "--shards=4", "--early_firing_s=1", "--kafka_start=latest")
+    assert same.state_settings == (
+        "--shards=4 --dedupe=auto --out_of_orderness_s=120 --allowed_lateness_s=120 "
+        "--window_s=60 --users_window_s=300 --users_period_s=60 --session_gap_s=1800"
+    )
+    for flag in (
+        *("--shards=5", "--dedupe=none", "--out_of_orderness_s=1", "--allowed_lateness_s=1"),
+        *("--window_s=1", "--users_window_s=60", "--users_period_s=1", "--session_gap_s=1"),
+    ):
+        assert config_of(*CLUSTER, flag).state_settings != config_of(*CLUSTER).state_settings, flag
 
 
 def test_what_decides_the_results_is_their_identity():

@@ -37,13 +37,14 @@ class Position:
 class Positions:
     """The restriction of a reader: its partitions' positions and the ids of their topics.
 
-    It holds all that reading goes on from after a restart. A reader that hasn't begun has
-    none.
+    It holds all that reading goes on from after a restart, and the settings of the job that
+    began. A reader that hasn't begun has none.
     """
 
     partitions: Mapping[Partition, Position] = field(default_factory=dict)
     topic_ids: Mapping[str, str] = field(default_factory=dict)
     begun: bool = False
+    settings: str = ""
 
     @property
     def done(self) -> bool:
@@ -69,14 +70,14 @@ class PositionsCoder(coders.Coder):
             (topic, partition, p.began, p.next, p.stop, p.watermark_us)
             for (topic, partition), p in sorted(value.partitions.items())
         ]
-        return json.dumps([rows, dict(sorted(value.topic_ids.items())), value.begun]).encode()
+        ids = dict(sorted(value.topic_ids.items()))
+        return json.dumps([rows, ids, value.begun, value.settings]).encode()
 
     def decode(self, encoded: bytes) -> Positions:
-        rows, topic_ids, begun = json.loads(encoded)
+        rows, *rest_of_it = json.loads(encoded)
         return Positions(
             {(topic, partition): Position(*rest) for topic, partition, *rest in rows},
-            topic_ids,
-            begun,
+            *rest_of_it,
         )
 
     def is_deterministic(self) -> bool:

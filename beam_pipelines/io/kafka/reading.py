@@ -50,6 +50,7 @@ class Subscription:
     until_end: bool
     append_time: str
     group: str | None
+    settings: str = ""
 
     @property
     def behind_us(self) -> int:
@@ -76,6 +77,12 @@ class Reading:
 
     def looked_up(self, positions: Positions) -> Positions:
         """Look at the topics, when it is time to: nothing was made anew, and what is new?"""
+        if positions.begun and positions.settings != self.read.settings:
+            raise SourceError(
+                f"the state that this job goes on from was made with {positions.settings}; with "
+                f"{self.read.settings} it would be taken for something else. Start it with the "
+                "flags it was made with, or start a new job, not from a savepoint"
+            )
         now = time.monotonic()
         if now - self.looked_at < METADATA_PERIOD_S:
             return positions
@@ -115,6 +122,7 @@ class Reading:
             positions.moved(begun),
             topic_ids={name: topic.topic_id for name, topic in topics.items()},
             begun=True,
+            settings=self.read.settings,
         )
 
     def _begun(self, new: list[Partition], positions: Positions) -> dict[Partition, Position]:

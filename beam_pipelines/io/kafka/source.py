@@ -60,6 +60,8 @@ class ReadKafka(beam.PTransform):
         `none`: none, the input is complete (with `until_end` only).
       readers: Units that the partitions are divided into.
       group: Consumer group to commit offsets to, for those who watch its lag.
+      settings: What the state of the stages behind depends on, as the user gives it: flags. It
+        is kept with the offsets, and a job that goes on from them with others is stopped.
       checks: Called on a worker before anything is read; what they raise stops the job.
 
     Raises:
@@ -74,6 +76,7 @@ class ReadKafka(beam.PTransform):
     append_time: str = "broker"
     readers: int = 1
     group: str | None = None
+    settings: str = ""
     checks: tuple[Callable[[], None], ...] = ()
 
     def __post_init__(self) -> None:
@@ -97,6 +100,7 @@ class ReadKafka(beam.PTransform):
             self.until_end,
             self.append_time,
             self.group,
+            self.settings,
         )
         read = _ReadToEndFn(subscription) if self.until_end else _ReadFn(subscription)
         return (

@@ -51,6 +51,7 @@ def test_positions_survive_encoding():
         {("é", 11): Position(1, 2, 3, 4), ("é", 2): Position(0, 2**62, None, None)},
         {"é": "AbC-_="},
         begun=True,
+        settings="--shards=4",
     )
     for each in (full, Positions()):
         assert coder.decode(coder.encode(each)) == each

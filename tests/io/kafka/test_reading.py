@@ -34,6 +34,7 @@ def reading_of(broker, reader="0/1/0", **settings):
             "until_end": False,
             "append_time": "broker",
             "group": None,
+            "settings": "",
         }
         | settings
     )
@@ -300,6 +301,19 @@ def test_positions_that_were_restored_go_on(broker):
     broker.ends = {P0: 900, P1: 900}
     restored = at(next_=70, watermark=5).moved({P1: Position(3, 80, None, 6)})
     assert reading_of(broker, start="latest").looked_up(restored) == restored
+
+
+def test_state_that_was_made_with_other_settings_is_refused(broker):
+    begun = reading_of(broker, settings="--shards=4").looked_up(Positions())
+    assert begun.settings == "--shards=4"
+    assert reading_of(broker, settings="--shards=4").looked_up(begun) == begun
+    with pytest.raises(SourceError) as raised:
+        reading_of(broker, settings="--shards=8").looked_up(begun)
+    assert str(raised.value) == (
+        "the state that this job goes on from was made with --shards=4; with --shards=8 it would "
+        "be taken for something else. Start it with the flags it was made with, or start a new "
+        "job, not from a savepoint"
+    )
 
 
 def test_each_partition_belongs_to_one_reader(broker):
