@@ -50,6 +50,7 @@ class CassandraConfig:
     consistency: str = "LOCAL_QUORUM"
     user: str | None = None
     password: Secret | None = None
+    every_s: int = 10
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,8 @@ class ActivityConfig:
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name} must be positive, got {getattr(self, name)}")
+        if self.cassandra and self.cassandra.every_s <= 0:
+            raise ValueError(f"--cassandra_every_s must be positive, got {self.cassandra.every_s}")
         if not 0 < self.shards <= MAX_PARALLELISM:
             raise ValueError(f"--shards is from 1 to {MAX_PARALLELISM}, got {self.shards}")
         if self.seed < 0:

@@ -164,10 +164,13 @@ def _by_key(config: ActivityConfig) -> ByKey | None:
         return None
     from beam_pipelines.by_key import EVENTS_BY_USER, PAGE_VIEWS_BY_PAGE
     from beam_pipelines.io.cassandra.write import WriteToCassandra
+    from beam_pipelines.transforms.hold import Hold
 
     cluster = _cassandra(config)
+    # What a server pays for is partitions, that is users, in a bundle: together they have fewer.
+    hold = Hold("user_id", config.cassandra.every_s, config.window_shards)
     return ByKey(
-        write_events=WriteToCassandra(EVENTS_BY_USER, cluster),
+        write_events=hold | WriteToCassandra(EVENTS_BY_USER, cluster),
         write_page_views=WriteToCassandra(PAGE_VIEWS_BY_PAGE, cluster),
     )
 

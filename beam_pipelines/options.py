@@ -289,7 +289,11 @@ def _cassandra(flags: argparse.Namespace) -> CassandraConfig | None:
         except ValueError as error:
             raise ValueError(f"--cassandra_password: {error}") from error
     return CassandraConfig(
-        flags.cassandra, flags.cassandra_consistency, flags.cassandra_user, password
+        flags.cassandra,
+        flags.cassandra_consistency,
+        flags.cassandra_user,
+        password,
+        flags.cassandra_every_s,
     )
 
 
@@ -357,6 +361,13 @@ def _add_servers(parser: Any) -> None:
         default="LOCAL_QUORUM",
         metavar="LEVEL",
         help="Replicas that must have a write (default: LOCAL_QUORUM).",
+    )
+    _add_count(
+        group,
+        "--cassandra_every_s",
+        10,
+        "Seconds that events of endless input wait to be stored together: a server's work for an "
+        "event falls by half and more",
     )
     group.add_argument(
         "--cassandra_user", metavar="NAME", help="User to log in as (default: no login)."

@@ -85,6 +85,18 @@ def test_watching_begins_with_the_first_event_and_ends_with_the_last(monkeypatch
     assert set(cores) == {OTHERS}
 
 
+def test_watching_ends_at_its_limit(monkeypatch):
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr("bench.flink.watch.time.sleep", lambda _: None)
+    monkeypatch.setattr("bench.flink.watch.time.monotonic", lambda: float(next(clock)))
+    counts = iter(range(5, 100, 5))
+    samples, _ = watch(
+        lambda: {READ: next(counts)}, lambda _: False, lambda: None, CpuClock({}),
+        lambda _: None, limit_s=30,
+    )  # fmt: skip
+    assert samples[-1].at_s - samples[0].at_s >= 30 > samples[-2].at_s - samples[0].at_s
+
+
 def test_a_job_that_stands_still_is_given_up(monkeypatch):
     clock = iter(range(0, 100_000, 100))
     monkeypatch.setattr("bench.flink.watch.time.sleep", lambda _: None)
@@ -223,11 +235,12 @@ def test_a_final_row_counts_all_that_came_before_the_watermark_passed():
 
 def test_the_report_says_what_is_reached_disturbed_and_how_others_compare():
     results = report.Results(
-        backlog={"events": 900, "partitions": 4, "append_span_s": 600.0},
+        backlog={"events": 400_000, "partitions": 4, "append_span_s": 600.0},
         catch_ups=[
             caught_up(CORE, 0, 200_000, 400_000),
-            caught_up(WHOLE, 0, 30_000, 60_000, others=0.7),
-            caught_up("Flink SQL", 0, 50_000, 100_000),
+            caught_up(WHOLE, 340_000, 370_000, 400_000, others=0.7),
+            caught_up("Flink SQL", 300_000, 350_000, 400_000),
+            caught_up("Spark", 0, 50_000, 100_000),
         ],
         latencies=[
             Latency(4, 20_000, np.array([300, 900]), np.array([11_000.0]), np.array([4_000.0]))
@@ -235,10 +248,11 @@ def test_the_report_says_what_is_reached_disturbed_and_how_others_compare():
         failed={"spark": "out of memory"},
     )
     lines = list(report.shown(results))
-    assert lines[0] == "backlog: 900 events, 4 partitions, append times of 600 s"
+    assert lines[0] == "backlog: 400,000 events, 4 partitions, append times of 600 s"
     assert lines[2].endswith("target 150,000/s reached, 67% of the aim")
     assert lines[3].endswith("missed: 50% of the target 60,000/s")
     assert lines[4].endswith("core is 4.0 times as fast")
+    assert lines[5].endswith("core is 4.0 times as fast; stopped at 25% of the backlog")
     assert "  disturbed: others used 0.70 cores of this machine" in lines
     said = {line[2:32].strip(): line[32:].split() for line in lines if line.startswith("  ")}
     assert said["enriched, p99"][-1] == "holds"

@@ -141,6 +141,10 @@ def test_any_other_as_of_is_misuse(capsys, as_of):
         (["--overwrite", "yes"], "'yes' belongs to no flag; every setting is --FLAG=VALUE"),
         (["--runner=DirectRuner"], "--runner=DirectRuner is no runner; did you mean DirectRunner?"),
         (["--window_s=0"], "--window_s must be positive, got 0"),
+        (
+            ["--cassandra=c:9042/k", "--cassandra_every_s=0"],
+            "--cassandra_every_s must be positive, got 0",
+        ),
         (["--shards=0"], "--shards is from 1 to 128, got 0"),
         (["--shards=129"], "--shards is from 1 to 128, got 129"),
         (["--session_gap_s=-1"], "--session_gap_s must be positive, got -1"),
@@ -274,14 +278,14 @@ def test_kafka_and_cassandra_flags_reach_the_config(monkeypatch):
         "--input=kafka:a, b", "--kafka_until_end", "--kafka_start=2026-01-31T12:00:00Z",
         "--append_time=producer", "--kafka_group=g", "--kafka_config_file=/run/kafka",
         "--cassandra=c:9042/k", "--cassandra_consistency=ONE", "--cassandra_user=u",
-        "--cassandra_password=env:P",
+        "--cassandra_password=env:P", "--cassandra_every_s=3",
     )  # fmt: skip
     assert config.topics == ("a", "b")
     assert not config.endless
     assert config.kafka == KafkaConfig(
         "variable:9092", "/run/kafka", 1769860800000000, True, "producer", "g"
     )
-    assert config.cassandra == CassandraConfig("c:9042/k", "ONE", "u", Secret("env:P"))
+    assert config.cassandra == CassandraConfig("c:9042/k", "ONE", "u", Secret("env:P"), 3)
     given = config_of("--kafka_bootstrap_servers=flag:9092")
     assert given.kafka.bootstrap_servers == "flag:9092"
 
@@ -328,7 +332,7 @@ def test_the_help_of_every_flag_of_ours_names_its_default(capsys):
     with pytest.raises(SystemExit):
         parse(["--help"])
     ours = capsys.readouterr().out.split("\ninput:\n")[1].split("\nBeam: ")[0]
-    assert ours.count("  --") == ours.count("(default:") == 33
+    assert ours.count("  --") == ours.count("(default:") == 34
 
 
 CLUSTER = (

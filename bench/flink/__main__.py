@@ -63,7 +63,7 @@ def _parts(
 
     def peer(measure: Callable) -> Callable[[], None]:
         return lambda: results.catch_ups.append(
-            measure(platform, backlog.topic, backlog.events, say)
+            measure(platform, backlog.topic, backlog.events, flags.peer_limit_s, say)
         )
 
     def latency_over(partitions: int) -> Callable[[], None]:
@@ -99,6 +99,8 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--fill_per_s", type=on_one_core._positive, default=50_000,
         help="rate at which the backlog is appended (50000: 30 M span ten minutes)")  # fmt: skip
     add("--partitions", type=on_one_core._positive, default=4, help="of the backlog (4)")
+    add("--peer_limit_s", type=on_one_core._positive, default=900,
+        help="seconds of catching up after which a peer's speed is taken (900)")  # fmt: skip
     add("--offered_per_s", type=on_one_core._positive, default=20_000,
         help="rate at which latency is measured (20000)")  # fmt: skip
     add("--latency_s", type=on_one_core._positive, default=360,

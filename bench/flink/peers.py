@@ -14,8 +14,13 @@ from bench.peers import spark as spark_peer
 FLINK_SQL, SPARK = "Flink SQL", "Spark Structured Streaming"
 
 
-def flink_sql(platform: Platform, topic: str, events: int, say: Callable[[str], None]) -> CatchUp:
-    """Let Flink SQL catch up, on a cluster like ours; done when its source has read all."""
+def flink_sql(
+    platform: Platform, topic: str, events: int, limit_s: float, say: Callable[[str], None]
+) -> CatchUp:
+    """Let Flink SQL catch up, on a cluster like ours; done when its source has read all.
+
+    Here and below, what was read after `limit_s` seconds is the result, if that is sooner.
+    """
     say(f"{FLINK_SQL}: {events:,} events of {topic}")
     with (
         platform.fresh("flink"),
@@ -33,13 +38,16 @@ def flink_sql(platform: Platform, topic: str, events: int, say: Callable[[str], 
                 running.check,
                 platform.cpu({}),
                 say,
+                limit_s,
             )
             return CatchUp(FLINK_SQL, samples, cores, running.checkpoints(), {})
         finally:
             running.cancel()
 
 
-def spark(platform: Platform, topic: str, events: int, say: Callable[[str], None]) -> CatchUp:
+def spark(
+    platform: Platform, topic: str, events: int, limit_s: float, say: Callable[[str], None]
+) -> CatchUp:
     """Let Spark catch up; done when the slowest of its queries is."""
     say(f"{SPARK}: {events:,} events of {topic}")
     progress = platform.logs / "spark-progress.json"
@@ -54,7 +62,12 @@ def spark(platform: Platform, topic: str, events: int, say: Callable[[str], None
 
         clock = platform.cpu({"spark": run.pid})
         samples, cores = watch(
-            lambda: _spark_read(progress), lambda counts: counts[READ] == events, check, clock, say
+            lambda: _spark_read(progress),
+            lambda counts: counts[READ] == events,
+            check,
+            clock,
+            say,
+            limit_s,
         )
         return CatchUp(SPARK, samples, cores, {}, {})
 

@@ -9,7 +9,7 @@ import numpy as np
 from bench.flink.job import CORE, WHOLE
 from bench.flink.latency import Latency
 from bench.flink.processes import OTHERS
-from bench.flink.watch import CatchUp
+from bench.flink.watch import READ, CatchUp
 from bench.measure import Goal
 
 GOALS = {CORE: Goal(150_000, 300_000), WHOLE: Goal(60_000, 120_000)}
@@ -43,7 +43,7 @@ def shown(results: Results) -> Iterator[str]:
             "{append_span_s:,.0f} s".format(**results.backlog)
         )
     if results.catch_ups:
-        yield from _speeds(results.catch_ups)
+        yield from _speeds(results.catch_ups, results.backlog["events"])
     for each in results.catch_ups:
         yield ""
         yield from _details(each)
@@ -58,7 +58,7 @@ def shown(results: Results) -> Iterator[str]:
         yield f"{name} failed: {reason}"
 
 
-def _speeds(catch_ups: Sequence[CatchUp]) -> Iterator[str]:
+def _speeds(catch_ups: Sequence[CatchUp], backlog: int) -> Iterator[str]:
     ours = {each.name: each.per_s for each in catch_ups}.get(CORE)
     yield f"{'':{_WIDTH}}{'events':>12}{'events/s':>10}{'µs CPU/event':>14}"
     for each in catch_ups:
@@ -68,6 +68,8 @@ def _speeds(catch_ups: Sequence[CatchUp]) -> Iterator[str]:
             line += f"   {_against(each.per_s, goal)}"
         elif ours:
             line += f"   core is {ours / each.per_s:.1f} times as fast"
+        if (read := each.samples[-1].counts[READ]) < backlog:
+            line += f"; stopped at {read / backlog:.0%} of the backlog"
         yield line
 
 

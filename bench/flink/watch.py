@@ -1,5 +1,6 @@
 """Watching a job catch up: its counters over time, and what each process used meanwhile."""
 
+import math
 import re
 import time
 from collections import Counter
@@ -81,6 +82,7 @@ def watch(
     check: Callable[[], None],
     clock: CpuClock,
     say: Callable[[str], None],
+    limit_s: float = math.inf,
 ) -> tuple[list[Sample], dict[str, float]]:
     """Sample until a job has caught up; returns the samples, and the cores it used.
 
@@ -90,6 +92,7 @@ def watch(
       check: Raises where the job has failed.
       clock: Of the processes that matter.
       say: Is told how far it is.
+      limit_s: Seconds from the first event on after which the last sample is taken.
 
     Raises:
       TimeoutError: nothing has moved for STALLED_S.
@@ -110,7 +113,7 @@ def watch(
             if not samples or counts != samples[-1].counts:
                 moved_s = now_s
             samples.append(Sample(now_s, counts))
-            if done(counts):
+            if done(counts) or now_s - samples[0].at_s >= limit_s:
                 return samples, clock.read().since(before)
         if now_s - moved_s > STALLED_S:
             raise TimeoutError(f"nothing has moved for {STALLED_S:.0f} s, at {dict(counts)}")

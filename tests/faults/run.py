@@ -109,7 +109,7 @@ class Run:
             [
                 *(sys.executable, "-m", "beam_pipelines.activity", f"--input=kafka:{self.topic}"),
                 f"--database=file:{self._url_file}",
-                f"--cassandra={self.ends.cassandra}",
+                *(f"--cassandra={self.ends.cassandra}", "--cassandra_every_s=2"),
                 f"--lake={self.ends.lake}",
                 f"--enriched=kafka:{self.ends.enriched}",
                 f"--dead_letters=kafka:{self.ends.dead_letters}",

@@ -1,0 +1,112 @@
+"""Rows held back in state for a while, to go on together."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.coders import BytesCoder
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
+from apache_beam.typehints import typehints
+from apache_beam.utils.timestamp import Timestamp
+
+from beam_pipelines.kernels.columns import divided, hashes_of, shards_of
+from beam_pipelines.kernels.key_groups import shard_labels
+from beam_pipelines.model.batches import BatchCoder, Rows, concatenated, schema_of
+from beam_pipelines.transforms.bags import taking_bags
+from beam_pipelines.transforms.gather import require_global_window
+
+_WITH_HELD = taking_bags(
+    "held", [BagStateSpec(f"held_{number}", BytesCoder()) for number in range(4)]
+)
+
+
+@dataclass
+class Hold(beam.PTransform):
+    """Hold rows of endless input back for up to `every_s`, and let them go on together.
+
+    For sinks whose price falls with the rows they are given at once: a runner's bundles hold
+    what came in a fraction of a second. Bounded input passes as it comes, in large bundles.
+
+    Input: batches with column `by`, in the global window.
+    Output: batches of the same schema, the rows in no particular order. Rows with equal `by`
+    are held in the same place, and so go on together.
+
+    Args:
+      by: Column whose hash decides where a row is held.
+      every_s: Seconds of processing time that a row waits at most, while nothing is in the way.
+      shards: Places to hold rows in.
+
+    Raises:
+      ValueError: the column is missing, the batches were windowed, or a number isn't positive.
+    """
+
+    by: str
+    every_s: float
+    shards: int
+
+    def __post_init__(self) -> None:
+        if self.every_s <= 0 or self.shards <= 0:
+            raise ValueError(f"every_s and shards must be positive, not {self}")
+
+    def expand(self, batches: beam.PCollection) -> beam.PCollection:
+        schema = schema_of(batches, self.by)
+        require_global_window(batches, "Hold")
+        if batches.is_bounded:
+            return batches
+        batch = batches.element_type
+        return (
+            batches
+            | "By place"
+            >> beam.ParDo(_ByPlaceFn(self.by, self.shards)).with_output_types(
+                typehints.Tuple[int, batch]
+            )
+            | "Together" >> beam.ParDo(_TogetherFn(schema, self.every_s)).with_output_types(batch)
+        )
+
+
+class _ByPlaceFn(beam.DoFn):
+    def __init__(self, by: str, shards: int) -> None:
+        self.by = by
+        self.shards = shards
+
+    def process(self, rows: Rows) -> Iterator[tuple[int, Rows]]:
+        places = shards_of(hashes_of(rows[self.by]), self.shards)
+        for place, part in divided(rows, places.astype("int64")):
+            yield shard_labels(self.shards)[place], part
+
+
+class _TogetherFn(beam.DoFn):
+    GO_ON = TimerSpec("go_on", TimeDomain.REAL_TIME)
+
+    def __init__(self, schema: pa.Schema, every_s: float) -> None:
+        self.coder = BatchCoder(schema)
+        self.every_s = every_s
+
+    @_WITH_HELD
+    def process(
+        self,
+        element: tuple[int, Rows],
+        held: Any,
+        go_on: Any = beam.DoFn.TimerParam(GO_ON),
+    ) -> None:
+        _, rows = element
+        now = time.time()
+        bag = int(now * len(held) / self.every_s) % len(held)  # they take turns
+        held[bag].add(self.coder.encode(rows))
+        due = (now // self.every_s + 1) * self.every_s
+        # A tag of its own: setting one timer anew would put off what it was set for before.
+        go_on.set(Timestamp(due), dynamic_timer_tag=str(due))
+
+    @on_timer(GO_ON)
+    @_WITH_HELD
+    def let_go(self, held: Any) -> Iterator[Rows]:
+        pages = [page for bag in held for page in bag.read()]
+        if not pages:
+            return
+        for bag in held:
+            bag.clear()
+        yield concatenated([self.coder.decode(page) for page in pages], self.coder.schema)
