@@ -55,13 +55,13 @@ class Cassandra(Service):
         self._jars = release("cassandra", self.settings)
 
     def prepare(self) -> list[str]:
+        heap_mb = self.settings.of("cassandra")["heap_mb"]
         for name, text in {
-            "cassandra.yaml": node_yaml(self.ports, self.folder / "data"),
+            "cassandra.yaml": node_yaml(self.ports, self.folder / "data", heap_mb),
             "logback.xml": _LOGBACK,
         }.items():
             (self.folder / name).write_text(text)
         (jamm,) = self._jars.glob("jamm-*.jar")
-        heap_mb = self.settings.of("cassandra")["heap_mb"]
         return [
             *(java(), f"-javaagent:{jamm}", f"-Xms{heap_mb}m", f"-Xmx{heap_mb}m", "-Xss256k"),
             *("-XX:+UseG1GC", "-XX:MaxDirectMemorySize=256m", "-XX:+ExitOnOutOfMemoryError"),
@@ -124,7 +124,7 @@ def statements(cql: str) -> list[str]:
     return [each.strip() for each in "\n".join(lines).split(";") if each.strip()]
 
 
-def node_yaml(ports: dict[str, int], data: Path) -> str:
+def node_yaml(ports: dict[str, int], data: Path, heap_mb: int) -> str:
     """Return the configuration of a node that is alone."""
     return f"""\
 cluster_name: stack
@@ -152,10 +152,15 @@ cdc_raw_directory: {data}/cdc_raw
 # The usual "periodic" loses acknowledged writes when the process is killed.
 commitlog_sync: batch
 commitlog_segment_size: 8MiB
-commitlog_total_space: 128MiB
+# It is the commit log that has memtables written out, if it is small.
+commitlog_total_space: {heap_mb}MiB
 commitlog_disk_access_mode: legacy
 disk_access_mode: mmap_index_only
-memtable_heap_space: 128MiB
+memtable_heap_space: {heap_mb // 4}MiB
+memtable:
+  configurations:
+    trie: {{class_name: TrieMemtable}}
+    default: {{inherits: trie}}
 memtable_offheap_space: 64MiB
 memtable_allocation_type: heap_buffers
 key_cache_size: 16MiB

@@ -224,7 +224,7 @@ def test_the_broker_listens_at_home_only(tmp_path):
 
 
 def test_the_node_listens_at_home_only_and_loses_no_acknowledged_write(tmp_path):
-    node = node_yaml({"native": 1, "storage": 2, "ssl_storage": 3}, tmp_path).splitlines()
+    node = node_yaml({"native": 1, "storage": 2, "ssl_storage": 3}, tmp_path, 512).splitlines()
     assert {"rpc_address: 127.0.0.1", "listen_address: 127.0.0.1"} <= set(node)
     assert {"native_transport_port: 1", "storage_port: 2", "commitlog_sync: batch"} <= set(node)
 
