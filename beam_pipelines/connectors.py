@@ -168,7 +168,7 @@ def _by_key(config: ActivityConfig) -> ByKey | None:
 
     cluster = _cassandra(config)
     # What a server pays for is partitions, that is users, in a bundle: together they have fewer.
-    hold = Hold("user_id", config.cassandra.every_s, config.window_shards)
+    hold = Hold(EVENTS_BY_USER.partition_key[0], config.cassandra.every_s, config.window_shards)
     return ByKey(
         write_events=hold | WriteToCassandra(EVENTS_BY_USER, cluster),
         write_page_views=WriteToCassandra(PAGE_VIEWS_BY_PAGE, cluster),
