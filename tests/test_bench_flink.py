@@ -243,7 +243,9 @@ def test_the_report_says_what_is_reached_disturbed_and_how_others_compare():
             caught_up("Spark", 0, 50_000, 100_000),
         ],
         latencies=[
-            Latency(4, 20_000, np.array([300, 900]), np.array([11_000.0]), np.array([4_000.0]))
+            Latency(
+                WHOLE, 4, 20_000, np.array([300, 900]), np.array([11_000.0]), np.array([4_000.0])
+            )
         ],
         failed={"spark": "out of memory"},
     )
@@ -266,7 +268,7 @@ def test_the_report_says_what_is_reached_disturbed_and_how_others_compare():
 
 def test_what_was_not_measured_does_not_hold():
     empty = np.empty(0)
-    figures = report.latency_figures(Latency(4, 20_000, empty, empty, empty))
+    figures = report.latency_figures(Latency(WHOLE, 4, 20_000, empty, empty, empty))
     assert all(np.isnan(value) for value in figures.values())
     assert report._holds(figures["final row, max"], 3.0) == "exceeded"
 

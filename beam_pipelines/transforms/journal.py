@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
-CACHE_BYTES = 512 << 20
+CACHE_BYTES = 1 << 30
 """Memory the tables of one worker process may take between bundles."""
 
 

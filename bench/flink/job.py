@@ -11,13 +11,13 @@ from beam_pipelines.flink import failure
 from bench.flink.platform import Platform, python
 from bench.flink.watch import READ, CatchUp, beam_counters, beam_steps, checkpoint_figures, watch
 
-CORE, WHOLE = "core", "whole job"
-MODULES = {CORE: "bench.flink.core", WHOLE: "beam_pipelines.activity"}
+CORE, WHOLE, WITHOUT_CASSANDRA = "core", "whole job", "job without Cassandra"
 
 SERVICES = {
     # The command makes sure that the tables are there, even where it doesn't write to them.
     CORE: ("postgres", "flink", "workers"),
     WHOLE: ("postgres", "cassandra", "flink", "workers"),
+    WITHOUT_CASSANDRA: ("postgres", "flink", "workers"),
 }
 
 START_S = 300.0
@@ -100,7 +100,7 @@ def started(platform: Platform, kind: str, topic: str) -> Iterator[tuple[Job, in
     name = f"bench-{kind.split()[0]}-{time.time_ns() // 1_000_000}"
     command = python(
         "-m",
-        MODULES[kind],
+        "bench.flink.core" if kind == CORE else "beam_pipelines.activity",
         f"--input=kafka:{topic}",
         "--database=env:ACTIVITY_DATABASE_URL",
         f"--enriched=kafka:{enriched}",

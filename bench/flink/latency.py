@@ -65,6 +65,7 @@ class Latency:
     """Milliseconds from the append of an event.
 
     Args:
+      kind: Of the job.
       partitions: Of the topic.
       per_s: Events per second that were offered.
       enriched_ms: To the append of the enriched event, one per event.
@@ -73,6 +74,7 @@ class Latency:
         the events before it; one per window.
     """
 
+    kind: str
     partitions: int
     per_s: int
     enriched_ms: np.ndarray
@@ -81,16 +83,21 @@ class Latency:
 
 
 def measure(
-    platform: Platform, partitions: int, per_s: int, duration_s: int, say: Callable[[str], None]
+    platform: Platform,
+    kind: str,
+    partitions: int,
+    per_s: int,
+    duration_s: int,
+    say: Callable[[str], None],
 ) -> Latency:
-    """Offer events to the whole job, and look at when they came out."""
+    """Offer events to a job with sinks, and look at when they came out."""
     topic = f"offered-{partitions}"
     enriched, _ = job.sinks_of(topic)
-    with platform.fresh(*job.SERVICES[job.WHOLE]):
+    with platform.fresh(*job.SERVICES[kind]):
         platform.make_topic(topic, partitions)
-        with job.started(platform, job.WHOLE, topic) as (running, _):
+        with job.started(platform, kind, topic) as (running, _):
             running.await_checkpoint()
-            say(f"latency: {per_s:,} events/s over {partitions} partitions for {duration_s} s")
+            say(f"{kind}: {per_s:,} events/s over {partitions} partitions for {duration_s} s")
             with (
                 _looks(platform.database_url) as looks,
                 platform.started("offer", producer_command(topic, per_s, duration_s)) as producer,
@@ -102,6 +109,7 @@ def measure(
     platform.remove_topics(topic)
     begin_ms = float(came.append_ms.min()) + WARM_UP_S * 1000
     return Latency(
+        kind,
         partitions,
         per_s,
         enriched_latency_ms(came, went, begin_ms),

@@ -49,7 +49,7 @@ def shown(results: Results) -> Iterator[str]:
         yield from _details(each)
     for latency in results.latencies:
         yield ""
-        yield f"{latency.per_s:,} events/s over {latency.partitions} partitions"
+        yield f"{latency.kind}, {latency.per_s:,} events/s over {latency.partitions} partitions"
         for name, value_s in latency_figures(latency).items():
             limit = LIMITS_S.get(name)
             verdict = "" if limit is None else f"   limit {limit:g} s: {_holds(value_s, limit)}"
@@ -134,6 +134,7 @@ def document(results: Results, machine: Mapping[str, Any]) -> dict[str, Any]:
         "catch_up": [_catch_up_json(each) for each in results.catch_ups],
         "latency": [
             {
+                "job": each.kind,
                 "partitions": each.partitions,
                 "per_s": each.per_s,
                 "events": len(each.enriched_ms),
