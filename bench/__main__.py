@@ -8,13 +8,11 @@ result was wrong. Missing a target is reported, and no failure.
 import argparse
 import json
 import os
-import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -22,6 +20,7 @@ from typing import Any, NamedTuple
 from beam_pipelines.demo import DemoTraffic
 from bench import report, stages
 from bench.child import Outcome, in_child
+from bench.command import positive, say, this_machine
 from bench.measure import Anchor, Figure, Goal, Workload, interleaved, use_one_core
 from bench.report import Limit, Memory
 
@@ -96,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _ask_oracle(flags.sizes.runs, results)
     finally:
         shutil.rmtree(SCRATCH, ignore_errors=True)
-    machine = _machine()
+    machine = this_machine()
     print("\n".join(_shown(results, anchor_per_s, machine)))
     document = _document(results, anchor_per_s, machine)
     flags.output.parent.mkdir(parents=True, exist_ok=True)
@@ -239,36 +238,10 @@ def _document(results: Results, anchor_per_s: float, machine: dict[str, Any]) ->
     }
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("apache-beam", "pyarrow", "numpy", "duckdb", "orjson")},
-    }
-
-
-def _cpu() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
-
-
-def say(words: str) -> None:
-    """Tell what goes on."""
-    print(f"bench: {words}", file=sys.stderr, flush=True)
-
-
 def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--events", type=_positive, help="events of core and whole run (2000000)")
-    parser.add_argument("--rounds", type=_positive, help="runs of each (3)")
+    parser.add_argument("--events", type=positive, help="events of core and whole run (2000000)")
+    parser.add_argument("--rounds", type=positive, help="runs of each (3)")
     parser.add_argument("--quick", action="store_true", help="200,000 events, one round")
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--output", type=Path, default=RESULTS, help=f"JSON file ({RESULTS})")
@@ -285,13 +258,6 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
         memory=5 * events // 2,
     )
     return flags
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench import __main__ as on_one_core
+from bench.command import positive, say, this_machine
 from bench.flink import job, latency, peers, report
 from bench.flink.backlog import Backlog
 from bench.flink.platform import Platform, add_flags
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 results.failed[name] = str(error).splitlines()[0]
     finally:
         platform.close()
-    machine = on_one_core._machine()
+    machine = this_machine()
     print(f"{machine['cpu']}, {machine['cores']} cores; {machine['system']}")
     print("\n".join(report.shown(results)))
     document = report.document(results, machine)
@@ -91,24 +91,19 @@ def _parts(
     return chosen
 
 
-def say(words: str) -> None:
-    """Tell what goes on."""
-    print(f"bench: {words}", file=sys.stderr, flush=True)
-
-
 def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     summary = __doc__.splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m bench.flink", description=summary)
     add = parser.add_argument
-    add("--events", type=on_one_core._positive, default=30_000_000, help="of the backlog (30 M)")
-    add("--fill_per_s", type=on_one_core._positive, default=50_000,
+    add("--events", type=positive, default=30_000_000, help="of the backlog (30 M)")
+    add("--fill_per_s", type=positive, default=50_000,
         help="rate at which the backlog is appended (50000: 30 M span ten minutes)")  # fmt: skip
-    add("--partitions", type=on_one_core._positive, default=4, help="of the backlog (4)")
-    add("--peer_limit_s", type=on_one_core._positive, default=900,
+    add("--partitions", type=positive, default=4, help="of the backlog (4)")
+    add("--peer_limit_s", type=positive, default=900,
         help="seconds of catching up after which a peer's speed is taken (900)")  # fmt: skip
-    add("--offered_per_s", type=on_one_core._positive, default=20_000,
+    add("--offered_per_s", type=positive, default=20_000,
         help="rate at which latency is measured (20000)")  # fmt: skip
-    add("--latency_s", type=on_one_core._positive, default=360,
+    add("--latency_s", type=positive, default=360,
         help="seconds of it; a final row needs four minutes (360)")  # fmt: skip
     add("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     add_flags(parser)

@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from bench import __main__ as on_one_core
+from bench.command import positive, say, this_machine
 from bench.flink import job
-from bench.flink.__main__ import say
 from bench.flink.backlog import producer_command
 from bench.flink.platform import Platform, add_flags
 from bench.flink.processes import resident_bytes
@@ -90,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         platform.close()
     document = {
-        "machine": on_one_core._machine(),
+        "machine": this_machine(),
         "offered_per_s": flags.offered_per_s,
         "phases": [asdict(phase) for phase in phases],
     }
@@ -175,9 +174,9 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m bench.flink.soak", description=__doc__.splitlines()[0]
     )
     add = parser.add_argument
-    add("--minutes", type=on_one_core._positive, default=20, help="at the rate (20)")
-    add("--idle_minutes", type=on_one_core._positive, default=5, help="without events (5)")
-    add("--offered_per_s", type=on_one_core._positive, default=20_000, help="rate (20000)")
+    add("--minutes", type=positive, default=20, help="at the rate (20)")
+    add("--idle_minutes", type=positive, default=5, help="without events (5)")
+    add("--offered_per_s", type=positive, default=20_000, help="rate (20000)")
     add_flags(parser)
     add("--output", type=Path, default=RESULTS, help=f"JSON file ({RESULTS})")
     return parser.parse_args(argv)
