@@ -28,7 +28,8 @@ BEHIND_S, BEHIND_SLICE_S = 2.0, 1.0
 """Records that are this old (s) are gathered for longer: larger batches catch up faster."""
 
 SLICE_ROWS, SLICE_BYTES = 200_000, 64 << 20
-"""Where gathering ends before."""
+"""Where gathering ends before. On Flink a reader's bundle stays open for the runner's bundle time,
+whatever it fetched: a slice that is gathered in less leaves the reader idle."""
 
 _CHUNK = 500  # messages asked for at once; larger chunks are slower
 _REQUEST_S = 10
