@@ -46,7 +46,7 @@ from beam_pipelines.model.activity import (
 )
 from beam_pipelines.model.time_rule import TimeRule
 from beam_pipelines.model.windows import WindowPolicy
-from beam_pipelines.options import parse
+from beam_pipelines.options import SHARDS_IN_PROCESS, parse
 from beam_pipelines.telemetry import Progress, configure_logging, counters
 from beam_pipelines.transforms.aggregate import CountDistinctPerWindow, CountPerWindow
 from beam_pipelines.transforms.dedupe import AcceptAll, Deduplicate
@@ -84,7 +84,7 @@ class Activity:
     users_period_s: int = 60
     session_gap_s: int = 1800
     early_firing_s: int = 10
-    key_shards: int = 8
+    key_shards: int = SHARDS_IN_PROCESS
     window_shards: int = 1
 
     @property

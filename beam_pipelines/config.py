@@ -53,6 +53,12 @@ class CassandraConfig:
     every_s: int = 10
 
 
+_STATE_FLAGS = (
+    *("shards", "dedupe", "out_of_orderness_s", "allowed_lateness_s"),
+    *("window_s", "users_window_s", "users_period_s", "session_gap_s"),
+)
+
+
 @dataclass(frozen=True)
 class ActivityConfig:
     """What a run of the activity pipeline reads, decides by, and writes.
@@ -169,17 +175,8 @@ class ActivityConfig:
     @property
     def state_settings(self) -> str:
         """The flags that the state of an endless run depends on."""
-        settings = {
-            "shards": self.shards,
-            "dedupe": self.dedupe,
-            "out_of_orderness_s": self.time.out_of_orderness_s,
-            "allowed_lateness_s": self.time.allowed_lateness_s,
-            "window_s": self.window_s,
-            "users_window_s": self.users_window_s,
-            "users_period_s": self.users_period_s,
-            "session_gap_s": self.session_gap_s,
-        }
-        return " ".join(f"--{flag}={value}" for flag, value in settings.items())
+        settings = {"shards": self.shards, **self.settings_identity()}
+        return " ".join(f"--{flag}={settings[flag]}" for flag in _STATE_FLAGS)
 
     @property
     def local(self) -> bool:

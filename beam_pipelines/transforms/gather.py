@@ -5,11 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
+from beam_pipelines.kernels.columns import divided, shards_of
+from beam_pipelines.kernels.key_groups import shard_labels
 from beam_pipelines.model.batches import Rows, concatenated
 
 GATHERED_ROWS = 1 << 16
@@ -17,6 +20,15 @@ GATHERED_ROWS = 1 << 16
 
 SHARDS = 16
 """Shards that keyed work is divided into, unless told otherwise."""
+
+
+def by_shard(
+    rows: pa.RecordBatch, hashes: np.ndarray, shards: int
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Divide rows by the shard of each one's hash; yields (label of the shard, its rows)."""
+    labels = shard_labels(shards)
+    for shard, part in divided(rows, shards_of(hashes, shards).astype(np.int64)):
+        yield labels[shard], part
 
 
 def require_global_window(batches: beam.PCollection, what: str) -> None:

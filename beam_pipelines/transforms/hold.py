@@ -13,11 +13,10 @@ from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
 from apache_beam.typehints import typehints
 from apache_beam.utils.timestamp import Timestamp
 
-from beam_pipelines.kernels.columns import divided, hashes_of, shards_of
-from beam_pipelines.kernels.key_groups import shard_labels
+from beam_pipelines.kernels.columns import hashes_of
 from beam_pipelines.model.batches import BatchCoder, Rows, concatenated, schema_of
 from beam_pipelines.transforms.bags import taking_bags
-from beam_pipelines.transforms.gather import require_global_window
+from beam_pipelines.transforms.gather import by_shard, require_global_window
 
 _WITH_HELD = taking_bags(
     "held", [BagStateSpec(f"held_{number}", BytesCoder()) for number in range(4)]
@@ -74,9 +73,7 @@ class _ByPlaceFn(beam.DoFn):
         self.shards = shards
 
     def process(self, rows: Rows) -> Iterator[tuple[int, Rows]]:
-        places = shards_of(hashes_of(rows[self.by]), self.shards)
-        for place, part in divided(rows, places.astype("int64")):
-            yield shard_labels(self.shards)[place], part
+        yield from by_shard(rows, hashes_of(rows[self.by]), self.shards)
 
 
 class _TogetherFn(beam.DoFn):
@@ -95,7 +92,7 @@ class _TogetherFn(beam.DoFn):
     ) -> None:
         _, rows = element
         now = time.time()
-        bag = int(now * len(held) / self.every_s) % len(held)  # they take turns
+        bag = int(now * len(held) / self.every_s) % len(held)  # in turns: a bundle commits to few
         held[bag].add(self.coder.encode(rows))
         due = (now // self.every_s + 1) * self.every_s
         # A tag of its own: setting one timer anew would put off what it was set for before.

@@ -10,14 +10,13 @@ import pyarrow as pa
 from apache_beam.typehints import typehints
 from apache_beam.utils.timestamp import Timestamp
 
-from beam_pipelines.kernels.columns import divided, hashes_of, micros, shards_of
-from beam_pipelines.kernels.key_groups import shard_labels
+from beam_pipelines.kernels.columns import hashes_of, micros
 from beam_pipelines.kernels.sessions import SESSION_ROWS, SessionRule, first_names, scan
 from beam_pipelines.model.batches import BatchOf, schema_of, values_of
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.telemetry import Counter
 from beam_pipelines.transforms.fold import MINUTE_US, Folded, FoldFn
-from beam_pipelines.transforms.gather import SHARDS, GatheringFn, require_global_window
+from beam_pipelines.transforms.gather import SHARDS, GatheringFn, by_shard, require_global_window
 
 _SECOND_US = 1_000_000
 
@@ -121,8 +120,8 @@ class _ByKeyFn(GatheringFn):
             ],
             schema=SESSION_ROWS,
         )
-        for shard, part in divided(reduced, shards_of(keys, self.shards).astype(np.int64)):
-            yield (shard_labels(self.shards)[shard], part), earliest
+        for keyed in by_shard(reduced, keys, self.shards):
+            yield keyed, earliest
 
 
 class SessionStep:

@@ -74,10 +74,12 @@ class PositionsCoder(coders.Coder):
         return json.dumps([rows, ids, value.begun, value.settings]).encode()
 
     def decode(self, encoded: bytes) -> Positions:
-        rows, *rest_of_it = json.loads(encoded)
+        rows, topic_ids, begun, settings = json.loads(encoded)
         return Positions(
             {(topic, partition): Position(*rest) for topic, partition, *rest in rows},
-            *rest_of_it,
+            topic_ids,
+            begun,
+            settings,
         )
 
     def is_deterministic(self) -> bool:
