@@ -367,7 +367,7 @@ def _add_servers(parser: Any) -> None:
         "--cassandra_every_s",
         10,
         "Seconds that events of endless input wait to be stored together: a server's work for an "
-        "event falls by half and more",
+        "event falls with the number that a user has among them",
     )
     group.add_argument(
         "--cassandra_user", metavar="NAME", help="User to log in as (default: no login)."

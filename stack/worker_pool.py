@@ -18,7 +18,7 @@ _STATE_CACHE_BYTES = 100 << 20
 _BEAMS_DEFAULT = -1
 
 # Batches take megabytes for milliseconds. glibc would give them back to the system each time,
-# which then clears the pages anew: a twentieth of a busy worker's time.
+# which then clears the pages anew: 5 % of a busy machine's time.
 _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
