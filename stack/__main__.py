@@ -66,7 +66,8 @@ def _build_flink(stack: Stack, options: argparse.Namespace) -> None:
     java.java()
     jar = REPOSITORY / "runners/flink/target/beam-flink-job-server.jar"
     pom = REPOSITORY / "runners/flink/pom.xml"
-    if jar.exists() and jar.stat().st_mtime > pom.stat().st_mtime:
+    sources = [pom, *pom.parent.glob("src/**/*.java")]
+    if jar.exists() and jar.stat().st_mtime > max(each.stat().st_mtime for each in sources):
         print(f"{jar} is there already")
         return
     downloads.run(

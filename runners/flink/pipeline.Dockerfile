@@ -3,6 +3,7 @@
 FROM maven:3.9-eclipse-temurin-17 AS job-server
 WORKDIR /build
 COPY runners/flink/pom.xml .
+COPY runners/flink/src src
 RUN mvn --batch-mode --quiet package
 
 FROM eclipse-temurin:17-jre AS java
