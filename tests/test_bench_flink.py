@@ -177,7 +177,7 @@ def test_a_soak_shows_what_grows_once_it_has_settled():
     assert lines[2].split() == ["workers,", "MB", "0.0", "5.0", "5.0", "+360.0"]
     assert lines[3].split() == ["checkpoint,", "MB", "0.1", "0.1", "0.1", "+0.0"]
     assert lines[4].strip() == "checkpoints took 40 ms (median), 40 ms at most, +0 ms per hour"
-    assert lines[5].endswith("with 1,800 bytes left behind by each 32.4 MB per hour")
+    assert lines[5].endswith("leaves 1,800 bytes behind with each gains 32.4 MB per hour")
 
 
 def test_a_backlog_is_named_by_what_is_in_it():

@@ -125,7 +125,8 @@ def test_what_is_left_open_suits_the_cluster(rest, built):
         "max_parallelism": str(MAX_PARALLELISM),
         "sdk_worker_parallelism": "2",
         "max_bundle_size": "50",
-        "max_bundle_time_mills": "200",
+        "max_bundle_time_mills": "100",
+        "experiments": "data_buffer_size_limit=1",
         "streaming": "",
         "checkpointing_interval": "10000",
         "externalized_checkpoints_enabled": "",
@@ -156,7 +157,18 @@ def test_input_that_ends_takes_no_checkpoints(rest, built):
 def test_without_a_pool_workers_are_processes_of_this_machine(rest, built):
     added = chosen(rest)
     assert added["environment_type"] == "LOOPBACK"
-    assert added["experiments"] == "use_loopback_process_worker"
+    flags = options_for([f"--flink_master={rest.url}"], "activity", True, {})
+    assert [flag for flag in flags if flag.startswith("--experiments=")] == [
+        "--experiments=data_buffer_size_limit=1",
+        "--experiments=use_loopback_process_worker",
+    ]
+
+
+def test_an_experiment_that_is_named_stays_and_the_others_are_added(rest, built):
+    for given in (["--experiments=data_buffer_size_limit=9"], ["--experiments", "mine"]):
+        flags = options_for([f"--flink_master={rest.url}", *given], "activity", True, ENVIRONMENT)
+        added = [flag for flag in flags if "experiments" in flag]
+        assert added == ["--experiments=data_buffer_size_limit=1"] * (given[-1] == "mine")
 
 
 def test_the_flag_wins_over_the_environment(rest, built):
@@ -233,7 +245,7 @@ def test_a_job_server_that_was_never_built_is_told(rest, built):
 
 @pytest.mark.parametrize(
     ("jar", "leaks"),
-    [("BUILT", True), ("/x/job-server-2.75.0.jar", True), ("/x/job-server-2.76.0.jar", False)],
+    [("BUILT", False), ("/x/job-server-2.75.0.jar", True), ("/x/job-server-2.76.0.jar", False)],
 )
 def test_a_job_server_that_leaks_is_told(jar, leaks, built):
     jar = str(built) if jar == "BUILT" else jar
