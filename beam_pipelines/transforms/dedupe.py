@@ -29,7 +29,7 @@ from beam_pipelines.model.records import EVENT_TIME
 from beam_pipelines.model.time_rule import SLACK_S
 from beam_pipelines.telemetry import Counter
 from beam_pipelines.transforms.bags import taking_bags
-from beam_pipelines.transforms.gather import SHARDS, require_global_window
+from beam_pipelines.transforms.gather import SHARDS, GatheringFn, require_global_window
 from beam_pipelines.transforms.journal import Journal
 
 BUCKET_S = 300
@@ -73,7 +73,7 @@ class Deduplicate(beam.PTransform):
     shards: int = SHARDS
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        schema_of(batches, EVENT_TIME, self.by)
+        schema = schema_of(batches, EVENT_TIME, self.by)
         require_global_window(batches, "Deduplicate")
         batch = batches.element_type
         keyed = typehints.Tuple[typehints.Tuple[int, int], batch]
@@ -81,7 +81,7 @@ class Deduplicate(beam.PTransform):
             batches
             | "By identity"
             >> beam.ParDo(
-                _ByIdentityFn(self.by, self.shards, batches.is_bounded)
+                _ByIdentityFn(schema, self.by, self.shards, batches.is_bounded)
             ).with_output_types(keyed)
             | "First sights"
             >> beam.ParDo(
@@ -96,25 +96,27 @@ def _identities(rows: pa.RecordBatch, by: str) -> np.ndarray:
     return hash_with(hashes_of(rows[by]), micros(rows[EVENT_TIME]))
 
 
-class _ByIdentityFn(beam.DoFn):
+class _ByIdentityFn(GatheringFn):
     """Keys rows by (shard of the identity, bucket of the event time).
 
     The bucket only serves to forget: bounded input has a single one, so its cost doesn't
-    follow the calendar.
+    follow the calendar. Batches are gathered, as a reader of many partitions yields many
+    small ones, and what is behind is paid for by the element.
     """
 
-    def __init__(self, by: str, shards: int, bounded: bool) -> None:
+    def __init__(self, schema: pa.Schema, by: str, shards: int, bounded: bool) -> None:
+        super().__init__(tuple(schema.names))
         self.by = by
         self.shards = shards
         self.bounded = bounded
 
-    def process(self, rows: Rows) -> Iterator:
+    def work(self, rows: pa.RecordBatch, earliest: Timestamp) -> Iterator:
         keys = shards_of(_identities(rows, self.by), self.shards).astype(np.int64)
         if not self.bounded:
             keys += micros(rows[EVENT_TIME]) // (BUCKET_S * _SECOND_US) * self.shards
         for key, part in divided(rows, keys):
             bucket, shard = divmod(key, self.shards)
-            yield (shard_labels(self.shards, bucket)[shard], bucket), part
+            yield ((shard_labels(self.shards, bucket)[shard], bucket), part), earliest
 
 
 class _FirstSightsFn(beam.DoFn):

@@ -39,8 +39,8 @@ def require_global_window(batches: beam.PCollection, what: str) -> None:
     """
     if not isinstance(batches.windowing.windowfn, GlobalWindows):
         raise ValueError(
-            f"{what} windows rows by their own event_time; remove the WindowInto before it, "
-            "which put every row into the window of its batch's timestamp"
+            f"{what} takes batches in the global window; remove the WindowInto before it, which "
+            "put every row into the window of its batch's timestamp, not of its own event_time"
         )
 
 

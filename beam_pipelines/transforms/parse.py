@@ -2,25 +2,32 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
+from apache_beam.transforms.window import GlobalWindow
 from apache_beam.typehints.decorators import no_annotations
+from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_pipelines.kernels.columns import micros
 from beam_pipelines.kernels.dead_letters import dead_letters
-from beam_pipelines.kernels.decode import Decoder
+from beam_pipelines.kernels.decode import Decoder, Rejection
 from beam_pipelines.kernels.hashing import hash_strings, hash_with
-from beam_pipelines.model.batches import BatchOf, Rows
-from beam_pipelines.model.records import DEAD_LETTERS, EVENT_TIME, parsed_schema
+from beam_pipelines.model.batches import BatchOf, Rows, concatenated
+from beam_pipelines.model.records import DEAD_LETTERS, EVENT_TIME, PAYLOADS, parsed_schema
 from beam_pipelines.model.span import Span, spanned
 from beam_pipelines.telemetry import Counter
+from beam_pipelines.transforms.gather import require_global_window
 
 PAYLOAD = "payload"
 COORDINATES = "coordinates"
+
+DECODED_ROWS = 8_192
+"""Rows decoded together, where a bundle has them; a larger batch is decoded by itself."""
 
 
 class Parsed(NamedTuple):
@@ -34,9 +41,9 @@ class Parsed(NamedTuple):
 class Parse(beam.PTransform):
     """Decode payloads into rows of a declared schema.
 
-    Input: (Span, batch of PAYLOADS), as a source yields them.
-    Output: `Parsed`. Every payload is in exactly one of the two outputs; a span goes on
-    even when none of its payloads was valid.
+    Input: (Span, batch of PAYLOADS), as a source yields them, in the global window.
+    Output: `Parsed`, in the order of the input. Every payload is in exactly one of the two
+    outputs; a span goes on even when none of its payloads was valid.
 
     Each row gets an `identity`, a hash that the copies of one event share: of the column
     `identify_by` and the event time, or of the payload where that column is null;
@@ -48,7 +55,7 @@ class Parse(beam.PTransform):
       identify_by: A column of the decoder's schema, `payload` or `coordinates`.
 
     Raises:
-      ValueError: there is no such column.
+      ValueError: there is no such column, or the batches were windowed.
     """
 
     decoder: Decoder
@@ -61,6 +68,7 @@ class Parse(beam.PTransform):
 
     @no_annotations
     def expand(self, payloads: beam.PCollection) -> Parsed:
+        require_global_window(payloads, "Parse")
         outputs = payloads | "Decode" >> beam.ParDo(
             _ParseFn(self.decoder, self.identify_by)
         ).with_outputs("dead_letters", main="rows")
@@ -69,7 +77,19 @@ class Parse(beam.PTransform):
         return Parsed(outputs.rows, outputs.dead_letters)
 
 
+class _Waiting(NamedTuple):
+    span: Span
+    records: pa.RecordBatch
+    timestamp: Timestamp
+
+
 class _ParseFn(beam.DoFn):
+    """Decodes small batches of a bundle together, and yields what came of each by itself.
+
+    Decoding a batch costs as much as a thousand rows of it, and a reader of many partitions
+    yields a small batch for each. Nothing outlives the bundle.
+    """
+
     def __init__(self, decoder: Decoder, identify_by: str) -> None:
         self.decoder = decoder
         self.identify_by = identify_by
@@ -77,29 +97,66 @@ class _ParseFn(beam.DoFn):
         self.read = Counter("read")
         self.invalid = Counter("invalid")
 
-    def process(self, element: tuple[Span, Rows]) -> Iterator:
+    def start_bundle(self) -> None:
+        self._waiting: list[_Waiting] = []
+        self._rows = 0
+
+    def process(
+        self, element: tuple[Span, Rows], timestamp: Any = beam.DoFn.TimestampParam
+    ) -> Iterator:
         span, records = element
         self.read.inc(len(records))
-        decoded = self.decoder(records["payload"], span.topic)
+        if self._waiting and self._waiting[0].span.topic != span.topic:
+            yield from self._flush()
+        self._waiting.append(_Waiting(span, records, timestamp))
+        self._rows += len(records)
+        if self._rows >= DECODED_ROWS:
+            yield from self._flush()
+
+    def finish_bundle(self) -> Iterator:
+        if self._waiting:
+            yield from self._flush()
+
+    def _flush(self) -> Iterator:
+        waiting, self._waiting, self._rows = self._waiting, [], 0
+        records = concatenated([each.records for each in waiting], PAYLOADS)
+        decoded = self.decoder(records["payload"], waiting[0].span.topic)
         if decoded.rejections:
             self.invalid.inc(len(decoded.rejections))
-            rows, reasons, messages = zip(*decoded.rejections, strict=True)
-            rejected = records.take(pa.array(rows, pa.int64()))
-            for reason in set(reasons):
-                Counter(f"invalid.{reason}").inc(reasons.count(reason))
-            yield TaggedOutput(
-                "dead_letters", dead_letters(rejected, span, "parse", reasons, messages)
-            )
-            records = records.filter(pa.array(decoded.valid))
-        identity = self._identity(decoded.rows, records, span)
+        borders = np.cumsum([0, *(len(each.records) for each in waiting)])
+        rejected_at = np.searchsorted([each.row for each in decoded.rejections], borders)
+        kept_at = np.append(0, np.cumsum(decoded.valid))[borders]
+        kept = records.filter(pa.array(decoded.valid)) if decoded.rejections else records
+        for i, (span, _, timestamp) in enumerate(waiting):
+
+            def of_bundle(value: Any, timestamp: Timestamp = timestamp) -> WindowedValue:
+                return WindowedValue(value, timestamp, (GlobalWindow(),))
+
+            rejections = decoded.rejections[rejected_at[i] : rejected_at[i + 1]]
+            if rejections:
+                letters = self._letters(records, span, rejections)
+                yield TaggedOutput("dead_letters", of_bundle(letters))
+            at, rows = int(kept_at[i]), int(kept_at[i + 1] - kept_at[i])
+            parsed = self._parsed(decoded.rows.slice(at, rows), kept.slice(at, rows), span)
+            yield of_bundle((span, parsed))
+
+    def _letters(
+        self, records: pa.RecordBatch, span: Span, rejections: list[Rejection]
+    ) -> pa.RecordBatch:
+        rows, reasons, messages = zip(*rejections, strict=True)
+        for reason in set(reasons):
+            Counter(f"invalid.{reason}").inc(reasons.count(reason))
+        rejected = records.take(pa.array(rows, pa.int64()))
+        return dead_letters(rejected, span, "parse", reasons, messages)
+
+    def _parsed(self, rows: pa.RecordBatch, records: pa.RecordBatch, span: Span) -> pa.RecordBatch:
         columns = {
-            **dict(zip(decoded.rows.schema.names, decoded.rows.columns, strict=True)),
+            **dict(zip(rows.schema.names, rows.columns, strict=True)),
             **dict(zip(records.schema.names, records.columns, strict=True)),
-            "identity": pa.array(identity),
+            "identity": pa.array(self._identity(rows, records, span)),
         }
-        yield (
-            span,
-            pa.RecordBatch.from_arrays([columns[n] for n in self.schema.names], schema=self.schema),
+        return pa.RecordBatch.from_arrays(
+            [columns[name] for name in self.schema.names], schema=self.schema
         )
 
     def _identity(self, rows: pa.RecordBatch, records: pa.RecordBatch, span: Span) -> np.ndarray:

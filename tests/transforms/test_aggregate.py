@@ -206,7 +206,7 @@ def test_batches_that_were_windowed_are_refused():
         | beam.Create([]).with_output_types(BatchOf(VISITS))
         | WindowPolicy.fixed(60).into()
     )
-    with pytest.raises(ValueError, match="CountPerWindow windows rows by their own event_time"):
+    with pytest.raises(ValueError, match="CountPerWindow takes batches in the global window"):
         batches | CountPerWindow("page")
 
 

@@ -3,12 +3,13 @@ import pyarrow as pa
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines.model.batches import BatchOf, batch_of_rows
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.model.time_rule import SLACK_S
 from beam_pipelines.testing import BatchStream, rows_in_seconds, stream_pipeline
-from beam_pipelines.transforms.dedupe import BUCKET_S, Deduplicate
+from beam_pipelines.transforms.dedupe import BUCKET_S, Deduplicate, _ByIdentityFn
 
 ORDERS = pa.schema(
     [
@@ -101,6 +102,20 @@ def test_bounded_input_is_kept_until_its_end_however_it_is_divided(shards, batch
             passed | beam.FlatMap(rows_in_seconds),
             equal_to([(i * year_s, f"o{i}", i) for i in range(50)]),
         )
+
+
+def test_small_batches_of_a_bundle_meet_their_shard_as_one():
+    batches = [batch_of_rows([order(1, f"o{i}", i)], ORDERS) for i in range(100)]
+    keyed = _ByIdentityFn(ORDERS, "order", 4, False)
+    keyed.start_bundle()
+    for i, batch in enumerate(batches):
+        assert list(keyed.process(batch, Timestamp(i + 5))) == []
+    elements = list(keyed.finish_bundle())
+    assert len(elements) == 4
+    assert {element.timestamp for element in elements} == {Timestamp(5)}
+    assert sorted(n for e in elements for n in e.value[1]["order"].to_pylist()) == sorted(
+        f"o{i}" for i in range(100)
+    )
 
 
 def test_a_missing_column_is_refused():

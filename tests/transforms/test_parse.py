@@ -1,20 +1,23 @@
 """From payloads to rows and dead letters, and on to the verdicts of the time rule."""
 
 import json
+from random import Random
 
 import apache_beam as beam
 import pyarrow as pa
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms.window import FixedWindows
 
-from beam_pipelines.kernels.ndjson import NdjsonDecoder
+from beam_pipelines.kernels.decode import RejectedError
+from beam_pipelines.kernels.ndjson import NdjsonDecoder, read_one
 from beam_pipelines.model.batches import BatchOf, batch_of_rows
 from beam_pipelines.model.records import EVENT_TIME, PAYLOADS, TIMESTAMP
 from beam_pipelines.model.span import Span, spanned
 from beam_pipelines.model.time_rule import TimeRule
 from beam_pipelines.transforms.lateness import ClassifyLateness
-from beam_pipelines.transforms.parse import COORDINATES, PAYLOAD, Parse
+from beam_pipelines.transforms.parse import COORDINATES, DECODED_ROWS, PAYLOAD, Parse, _ParseFn
 
 READINGS = pa.schema(
     [
@@ -177,3 +180,73 @@ def test_a_span_goes_on_to_the_lake_when_all_its_rows_are_from_the_future():
         assert_that(timed.usable, equal_to([]), label="usable")
 
     run(check, records(reading(10_000), append_s=1), rule=TimeRule())
+
+
+@pytest.mark.parametrize("identify_by", ["id", PAYLOAD, COORDINATES])
+def test_what_comes_of_a_batch_is_the_same_however_many_are_decoded_with_it(identify_by):
+    """Batches of many partitions in one bundle, against each by itself."""
+    random = Random(7)
+    pairs = []
+    for number in range(60):
+        rows = random.choice([0, 1, 2, 30, 400])
+        payloads = [
+            random.choice([reading(i, f"s{number}", id=f"{i}"), reading(i), b"{]", b"", None])
+            for i in range(rows)
+        ]
+        span, batch = records(*payloads, start=100 * number)
+        topic = "other" if number > 40 else "topic"
+        pairs.append((span._replace(topic=topic, partition=number % 7), batch))
+    assert sum(len(batch) for _, batch in pairs) > DECODED_ROWS / 2
+
+    alone = []
+    for span, batch in pairs:
+        rows = zip(batch["payload"].to_pylist(), batch["offset"].to_pylist(), strict=True)
+        alone.append((span, [offset for payload, offset in rows if is_valid(payload)]))
+
+    def check(parsed):
+        kept = parsed.rows | beam.Map(lambda pair: (pair[0], pair[1]["offset"].to_pylist()))
+        assert_that(kept, equal_to(alone), label="rows")
+        letters = parsed.dead_letters | beam.FlatMap(
+            lambda batch: [(r["topic"], r["partition"], r["offset"]) for r in batch.to_pylist()]
+        )
+        rejected = [
+            (span.topic, span.partition, offset)
+            for (span, batch), (_, kept) in zip(pairs, alone, strict=True)
+            for offset in batch["offset"].to_pylist()
+            if offset not in kept
+        ]
+        assert_that(letters, equal_to(rejected), label="letters")
+        identities = parsed.rows | beam.FlatMap(
+            lambda pair: [(pair[0], i) for i in pair[1]["identity"].to_pylist()]
+        )
+        assert_that(identities, equal_to(one_by_one), label="identities")
+
+    one_by_one = [
+        (span, identity)
+        for span, batch in pairs
+        for identity in decoded_alone(span, batch, identify_by)
+    ]
+    run(check, *pairs, identify_by=identify_by)
+
+
+def is_valid(payload):
+    try:
+        read_one(payload, DECODER._fields)
+    except RejectedError:
+        return False
+    return True
+
+
+def decoded_alone(span, batch, identify_by):
+    """The identities of a batch's rows, by the stage's function without a bundle around it."""
+    stage = _ParseFn(DECODER, identify_by)
+    decoded = DECODER(batch["payload"], span.topic)
+    kept = batch.filter(pa.array(decoded.valid))
+    return stage._identity(decoded.rows, kept, span).tolist()
+
+
+def test_batches_that_were_windowed_are_refused():
+    pipeline = beam.Pipeline()
+    payloads = pipeline | beam.Create([]).with_output_types(spanned(BatchOf(PAYLOADS)))
+    with pytest.raises(ValueError, match="Parse takes batches in the global window"):
+        payloads | beam.WindowInto(FixedWindows(60)) | Parse(DECODER)
