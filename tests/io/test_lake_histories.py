@@ -109,7 +109,7 @@ class World:
                 end = min(job.position + size, RANGE.end)
                 if job.position < end:
                     for element in self.pages.process(pair(job.position, end, of=RANGE)):
-                        list(writer.process(element, *job.bags, job.progress, job.timer))
+                        list(writer.process(element, job.progress, job.timer, *job.bags))
                 job.position = end
         return operations
 
@@ -118,7 +118,7 @@ class World:
         with recorded() as operations:
             if job.timer.due is not None:
                 job.timer.due = None
-                writer.write_tail(tuple(RANGE), *job.bags, job.progress)
+                writer.write_tail(tuple(RANGE), job.progress, *job.bags)
         return operations
 
 
@@ -181,7 +181,7 @@ def test_readers_find_each_record_once_whatever_happened(steps):
         assert world.seen == set(range(RANGE.start, RANGE.end))
 
 
-def test_rows_wait_in_bags_of_bounded_size_and_beyond_them_it_is_logged(
+def test_rows_wait_in_a_bag_for_each_eighth_and_one_that_is_too_large_is_logged(
     tmp_path, monkeypatch, caplog
 ):
     files = RangeFiles(str(tmp_path), SHOP)
@@ -193,17 +193,42 @@ def test_rows_wait_in_bags_of_bounded_size_and_beyond_them_it_is_logged(
     size = len(pages[0][1])
     assert {len(page) for _, page in pages} == {size}  # twelve pages, for eight bags
     monkeypatch.setattr(tail, "BAG_BYTES", size)
-    monkeypatch.setattr(tail, "_ROOM_BYTES", 8 * size)
     job = Job()
     writer = tail.WriteTailsFn(files, clock=lambda: 5.0)
-    process = [writer.process(page, *job.bags, job.progress, job.timer) for page in pages]
+    process = [writer.process(page, job.progress, job.timer, *job.bags) for page in pages]
+    written = []
     for each in process[:-1]:
         assert list(each) == []
-    assert [len(bag.pages) for bag in job.bags] == [1, 1, 1, 1, 1, 1, 1, 4]
-    assert [record.message for record in caplog.records] == [
-        f"{RANGE}: rows of more than {8 * size} bytes wait in state"
-    ]
-    assert job.timer.due == 15.0
+        written.append(job.progress.value)
+    assert [len(bag.pages) for bag in job.bags] == [2, 1, 2, 1, 2, 1, 2, 0]
+    assert len(set(written)) == 1, "progress is written once until the tail is"
+    assert 5.0 < job.timer.due < 15.0
+    assert caplog.records == []  # none was read
     assert len(list(process[-1])) == 2
+    assert [record.message for record in caplog.records] == [
+        f"{RANGE}: a bag of rows holds {2 * size} bytes"
+    ] * 4
     assert [bag.pages for bag in job.bags] == [[]] * 8
     assert len(lake_files(tmp_path)) == 2
+
+
+def test_partitions_that_begin_together_take_turns_and_then_keep_their_pace(tmp_path):
+    files = RangeFiles(str(tmp_path), SHOP)
+    clock = [100.0]
+    writer = tail.WriteTailsFn(files, clock=lambda: clock[0])
+
+    def deliver(job, of, start):
+        for element in tail.PagesFn(files).process(pair(start, start + 2, of=of)):
+            list(writer.process(element, job.progress, job.timer, *job.bags))
+
+    firsts = []
+    for partition in range(20):
+        of, job = RANGE._replace(partition=partition), Job()
+        deliver(job, of, of.start)
+        firsts.append(job.timer.due - 100)
+        writer.write_tail(tuple(of), job.progress, *job.bags)
+        deliver(job, of, of.start + 2)
+        assert job.timer.due == 110.0, "a reader has ten seconds for a file that it found"
+    assert min(firsts) >= 0
+    assert max(firsts) < 10
+    assert len({int(first) for first in firsts}) > 6

@@ -199,9 +199,16 @@ def test_a_range_whose_first_offset_isnt_at_a_border_is_published(tmp_path):
     )
 
 
-@pytest.mark.parametrize("end", [105, 108])
-def test_spans_that_overlap_stop_the_job(tmp_path, end):
-    stream = Stream().add(pair(100, 105), pair(100, end))
-    with pytest.raises(Exception, match=r"reach to 105 only: some overlap"):
+@pytest.mark.parametrize(
+    ("spans", "why"),
+    [
+        ([(100, 105), (100, 105), (105, 110)], "several spans of .* begin at the same offset"),
+        ([(100, 105), (100, 108), (105, 110)], "several spans of .* begin at the same offset"),
+        ([(100, 105), (103, 110)], "reach to 105 only"),
+    ],
+)
+def test_spans_that_overlap_stop_the_job(tmp_path, spans, why):
+    stream = Stream().add(*(pair(start, end) for start, end in spans))
+    with pytest.raises(Exception, match=f"{why}: some overlap"):
         stream.write(tmp_path, [])
     assert files(tmp_path) == []

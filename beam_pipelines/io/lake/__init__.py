@@ -47,8 +47,8 @@ class WriteLake(beam.PTransform):
     out; no others are.
 
     State holds the encoded rows of the open ranges, one per partition: some 100 bytes a row,
-    10 MB per range of 100,000 offsets, in bags of at most 16 MB up to 112 MB; a range that
-    needs more lets its last bag grow and is logged.
+    10 MB per range of 100,000 offsets, an eighth of it in each of eight bags; one that holds
+    more than 16 MB is logged.
 
     Args:
       folder: A local path, or `s3://bucket/path` or `gs://bucket/path` (see

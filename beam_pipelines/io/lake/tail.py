@@ -2,6 +2,7 @@
 
 import logging
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,21 +23,22 @@ from beam_pipelines.io.lake.ranges import RangeFiles
 from beam_pipelines.io.publication import listed, remove
 from beam_pipelines.model.batches import BatchCoder, Rows
 from beam_pipelines.model.span import Span
+from beam_pipelines.transforms.bags import taking_bags
 
 TAIL_S = 10
 """Seconds of processing time between two writings of the open tail of a range."""
 
-BAG_BYTES = 14 << 20
-"""Pages go to a range's next bag once it holds so much. With pages of up to 2 MB no bag
-passes 16 MB, above which the state channels of runners have broken."""
+BAGS = 8
+"""A range's pages lie in so many bags, each in that of the eighth of the range it begins in."""
 
-_BAGS = 8
-_ROOM_BYTES = _BAGS * BAG_BYTES
+BAG_BYTES = 16 << 20
+"""Above this, the state channels of runners have broken; a bag that holds more is logged."""
 
 KEPT_TAILS = 2
 """Open files of a range and date that stay, so that a reader has `TAIL_S` to read a file
 that it found."""
 
+_OVERLAP = "some overlap; the source and the state of this job don't belong together"
 _LOGGER = logging.getLogger(__name__)
 _PAGE = struct.Struct("<qq?")
 
@@ -59,17 +61,16 @@ class PagesFn(beam.DoFn):
 class Progress(NamedTuple):
     """What is known of a range, beside its pages.
 
-    covered: offsets, over all its spans so far.
-    end: where it is complete: its end, or the input's within it.
-    paged_bytes: over all its pages.
+    It changes with a firing and at the end of a range, not with every page: each change has
+    its price, and a reader of many partitions brings as many pages at once.
+
+    end: where it is complete: its end, or the input's within it; 0 until that is known.
     open_end: up to this offset its open files have been written.
     timed: whether a timer is set.
     published: whether its files are; then there are no pages.
     """
 
-    covered: int
     end: int
-    paged_bytes: int
     open_end: int
     timed: bool
     published: bool
@@ -78,7 +79,7 @@ class Progress(NamedTuple):
 class ProgressCoder(Coder):
     """Encodes progress field by field."""
 
-    _fields = TupleCoder([VarIntCoder()] * 4 + [BooleanCoder()] * 2)
+    _fields = TupleCoder([VarIntCoder()] * 2 + [BooleanCoder()] * 2)
 
     def encode(self, value: Progress) -> bytes:
         encoded: bytes = self._fields.encode(tuple(value))
@@ -89,6 +90,10 @@ class ProgressCoder(Coder):
 
     def is_deterministic(self) -> bool:
         return True
+
+
+_PAGES = [BagStateSpec(f"pages_{number}", BytesCoder()) for number in range(BAGS)]
+_WITH_PAGES = taking_bags("pages", _PAGES)
 
 
 class WriteTailsFn(beam.DoFn):
@@ -103,7 +108,6 @@ class WriteTailsFn(beam.DoFn):
       clock: Seconds since 1970. It decides when tails are written, never what they hold.
     """
 
-    PAGES = tuple(BagStateSpec(f"pages_{i}", BytesCoder()) for i in range(_BAGS))
     PROGRESS = ReadModifyWriteStateSpec("progress", ProgressCoder())
     TAIL = TimerSpec("tail", TimeDomain.REAL_TIME)
 
@@ -112,71 +116,55 @@ class WriteTailsFn(beam.DoFn):
         self.clock = clock
         self.coder = BatchCoder(files.gathered)
 
+    @_WITH_PAGES
     def process(
         self,
         element: tuple[tuple, bytes],
-        pages_0: Any = beam.DoFn.StateParam(PAGES[0]),
-        pages_1: Any = beam.DoFn.StateParam(PAGES[1]),
-        pages_2: Any = beam.DoFn.StateParam(PAGES[2]),
-        pages_3: Any = beam.DoFn.StateParam(PAGES[3]),
-        pages_4: Any = beam.DoFn.StateParam(PAGES[4]),
-        pages_5: Any = beam.DoFn.StateParam(PAGES[5]),
-        pages_6: Any = beam.DoFn.StateParam(PAGES[6]),
-        pages_7: Any = beam.DoFn.StateParam(PAGES[7]),
+        pages: Any,
         progress: Any = beam.DoFn.StateParam(PROGRESS),
         tail: Any = beam.DoFn.TimerParam(TAIL),
     ) -> Iterator[str]:
-        bags = (pages_0, pages_1, pages_2, pages_3, pages_4, pages_5, pages_6, pages_7)
         key, page = element
         of = Range(*key)
-        now = progress.read()
-        timed = now is not None and now.timed
+        before = progress.read()
+        now = before
         if now is None or now.published:
-            now = Progress(0, of.end, 0, of.start, timed, False)
-        if now.paged_bytes < _ROOM_BYTES <= now.paged_bytes + len(page):
-            _LOGGER.warning("%s: rows of more than %d bytes wait in state", of, _ROOM_BYTES)
-        bags[min(now.paged_bytes // BAG_BYTES, _BAGS - 1)].add(page)
+            now = Progress(0, of.start, now is not None and now.timed, False)
         start, end, last = _PAGE.unpack_from(page)
-        now = now._replace(
-            covered=now.covered + end - start,
-            end=end if last else now.end,
-            paged_bytes=now.paged_bytes + len(page),
-        )
-        complete = now.covered >= now.end - of.start
-        if complete and now.end == of.end:
-            batches, covered_end = self._gathered(of, _used(bags, now))
-            if covered_end != of.end:
+        pages[_bag_of(start, of)].add(page)
+        if last or end == of.end:
+            now = now._replace(end=end)
+        if now.end:
+            batches, covered_end = self._gathered(of, pages)
+            if covered_end == now.end == of.end:
+                yield from self.files.publish(of, batches, now.open_end)
+                for bag in pages:
+                    bag.clear()
+                now = Progress(0, 0, False, True)
+            elif covered_end == now.end:
+                # The input ends within the range. It may go on in another run, so this is no
+                # published range, whose file would hide what the other one writes.
+                now = self._shown(of, batches, covered_end, now)
+            elif _held(pages) >= now.end - of.start:
                 raise RuntimeError(
                     f"the spans of {of} hold enough offsets, but reach to {covered_end} only: "
-                    "some overlap; the source and the state of this job don't belong together"
+                    + _OVERLAP
                 )
-            yield from self.files.publish(of, batches, now.open_end)
-            for used in _used(bags, now):
-                used.clear()
-            now = Progress(0, 0, 0, 0, False, True)
-        elif complete:
-            # The input ends within the range. It may go on in another run, so this is no
-            # published range, whose file would hide what the other one writes.
-            now = self._shown(of, bags, now)
         if now.published or not now.timed:
-            tail.set(self.clock() + TAIL_S)
-        progress.write(now._replace(timed=True))
+            shown = now.published or now.open_end > of.start
+            tail.set(self.clock() + (TAIL_S if shown else _turn_s(of)))
+        now = now._replace(timed=True)
+        if now != before:
+            progress.write(now)
 
     @on_timer(TAIL)
+    @_WITH_PAGES
     def write_tail(
         self,
+        pages: Any,
         key: Any = beam.DoFn.KeyParam,
-        pages_0: Any = beam.DoFn.StateParam(PAGES[0]),
-        pages_1: Any = beam.DoFn.StateParam(PAGES[1]),
-        pages_2: Any = beam.DoFn.StateParam(PAGES[2]),
-        pages_3: Any = beam.DoFn.StateParam(PAGES[3]),
-        pages_4: Any = beam.DoFn.StateParam(PAGES[4]),
-        pages_5: Any = beam.DoFn.StateParam(PAGES[5]),
-        pages_6: Any = beam.DoFn.StateParam(PAGES[6]),
-        pages_7: Any = beam.DoFn.StateParam(PAGES[7]),
         progress: Any = beam.DoFn.StateParam(PROGRESS),
     ) -> None:
-        bags = (pages_0, pages_1, pages_2, pages_3, pages_4, pages_5, pages_6, pages_7)
         of = Range(*key)
         now = progress.read()
         if now is None:
@@ -185,29 +173,45 @@ class WriteTailsFn(beam.DoFn):
             self._remove_open(of, kept=0)
             progress.clear()
             return
-        now = self._shown(of, bags, now)
+        now = self._shown(of, *self._gathered(of, pages), now)
         progress.write(now._replace(timed=False))
 
-    def _shown(self, of: Range, bags: tuple, now: Progress) -> Progress:
+    def _shown(
+        self, of: Range, batches: list[pa.RecordBatch], covered_end: int, now: Progress
+    ) -> Progress:
         """Write the open files of a range that has news."""
-        batches, covered_end = self._gathered(of, _used(bags, now))
         if covered_end <= now.open_end:
             return now
         self.files.write_open(of, batches, now.open_end, covered_end)
         self._remove_open(of, kept=KEPT_TAILS)
         return now._replace(open_end=covered_end)
 
-    def _gathered(self, of: Range, bags: tuple) -> tuple[list[pa.RecordBatch], int]:
+    def _gathered(self, of: Range, pages: tuple) -> tuple[list[pa.RecordBatch], int]:
         """Return the rows that follow each other from the range's start, and where they end."""
-        pages = sorted((_PAGE.unpack_from(page), page) for bag in bags for page in bag.read())
         batches, covered_end = [], of.start
-        for (start, end, _), page in pages:
-            if start != covered_end:
+        known: dict[int, bytes] = {}
+        read: set[int] = set()
+        while covered_end < of.end:
+            bag = _bag_of(covered_end, of)
+            if bag not in read:
+                read.add(bag)
+                known |= self._by_start(of, pages[bag])
+            if covered_end not in known:
                 break
+            page = known[covered_end]
+            _, covered_end, _ = _PAGE.unpack_from(page)
             if len(page) > _PAGE.size:
                 batches.append(self.coder.decode(page[_PAGE.size :]))
-            covered_end = end
         return batches, covered_end
+
+    def _by_start(self, of: Range, bag: Any) -> dict[int, bytes]:
+        pages = list(bag.read())
+        if (held := sum(map(len, pages))) > BAG_BYTES:
+            _LOGGER.warning("%s: a bag of rows holds %d bytes", of, held)
+        by_start = {_PAGE.unpack_from(page)[0]: page for page in pages}
+        if len(by_start) < len(pages):
+            raise RuntimeError(f"several spans of {of} begin at the same offset: " + _OVERLAP)
+        return by_start
 
     def _remove_open(self, of: Range, kept: int) -> None:
         for names in open_files(listed(self.files.folder, OPEN), of).values():
@@ -215,5 +219,16 @@ class WriteTailsFn(beam.DoFn):
                 remove(self.files.folder, name)
 
 
-def _used(bags: tuple, now: Progress) -> tuple:
-    return bags[: now.paged_bytes // BAG_BYTES + 1]
+def _turn_s(of: Range) -> float:
+    """Return when a range is shown first: partitions that begin together then take turns."""
+    return zlib.crc32(f"{of.topic} {of.partition}".encode()) % 1000 / 1000 * TAIL_S
+
+
+def _bag_of(offset: int, of: Range) -> int:
+    return (offset - of.start) * BAGS // (of.end - of.start)
+
+
+def _held(pages: tuple) -> int:
+    """Return how many offsets the spans of a range's pages have."""
+    spans = (_PAGE.unpack_from(page) for bag in pages for page in bag.read())
+    return sum(end - start for start, end, _ in spans)
