@@ -20,7 +20,7 @@ from beam_pipelines.model.records import PAYLOADS, TIMESTAMP
 
 _LOGGER = logging.getLogger(__name__)
 
-SLICE_S = 0.2
+SLICE_S = 0.1
 """Seconds that records are gathered for, from the first one on: the reader's share of the
 latency, and the pace of its self-checkpoints."""
 
@@ -95,7 +95,9 @@ class Fetcher:
                 "enable.auto.offset.store": False,
                 "enable.partition.eof": True,  # also passes what transactions leave behind
                 "auto.offset.reset": "error",  # never skip
-                "fetch.wait.max.ms": 100,
+                # Of many partitions a few records are always there: brokers gather some.
+                "fetch.min.bytes": 32 << 10,
+                "fetch.wait.max.ms": 50,
                 "fetch.message.max.bytes": 4 << 20,
                 "queued.max.messages.kbytes": 64 << 10,
             },
