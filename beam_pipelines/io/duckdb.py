@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import apache_beam as beam
@@ -15,15 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_pipelines.io.ndjson import ndjson
+from beam_pipelines.io.upsert import upsert
 from beam_pipelines.kernels.columns import hashes_of, micros
 from beam_pipelines.kernels.hashing import hash_with
-from beam_pipelines.model.batches import Rows, concatenated, schema_of
 from beam_pipelines.model.records import IDENTITY, LATE, ON_TIME, TIMESTAMP, VERDICTS
 from beam_pipelines.model.tables import Table
 from beam_pipelines.model.windows import refuse_partial_results
-from beam_pipelines.telemetry import Counter
-
-FLUSH_ROWS = 200_000
 
 EVENTS_VIEW = "events"
 
@@ -49,7 +47,7 @@ class WriteToDuckDB(beam.PTransform):
 
     Guarantee: at least once, and repeats change nothing: the key decides which row, the
     table's merge (monotone) what it holds. Rows are gathered within a bundle and upserted
-    at its end, or when there are `FLUSH_ROWS` of them, in one transaction each; of rows
+    at its end, or when there are `upsert.FLUSH_ROWS`, in one transaction each; of rows
     that repeat a key the merge is stored, where `replace` takes the last one.
 
     A DuckDB file has one writing process. Within it, all sinks of a file share one
@@ -69,51 +67,25 @@ class WriteToDuckDB(beam.PTransform):
     path: str
 
     def expand(self, rows: beam.PCollection) -> beam.PCollection:
-        schema = schema_of(rows)
-        if not schema.equals(self.table.schema):
-            raise ValueError(
-                f"table {self.table.name} has columns {self.table.schema.to_string()}; "
-                f"the batches have {schema.to_string()}"
-            )
-        for column in schema:
+        for column in self.table.schema:
             _sql_type(column)
         if self.table.accumulates:
             refuse_partial_results(rows, f"table {self.table.name}")
-        return rows | "Upsert" >> beam.ParDo(_UpsertFn(self.table, self.path))
+        open_table = partial(_OpenTable, self.table, self.path)
+        return upsert(rows, self.table.name, self.table.schema, open_table)
 
 
-class _UpsertFn(beam.DoFn):
+class _OpenTable:
     def __init__(self, table: Table, path: str) -> None:
         self.table = table
-        self.path = path
-        self.written = Counter(f"rows_written.{table.name}")
+        self._database = _database(path)
+        self._database.execute(create_table_sql(table))
 
-    def setup(self) -> None:
-        self._database = _database(self.path)
-        self._database.execute(create_table_sql(self.table))
-
-    def start_bundle(self) -> None:
-        self._batches: list[pa.RecordBatch] = []
-        self._rows = 0
-
-    def process(self, batch: Rows) -> None:
-        self._batches.append(batch)
-        self._rows += len(batch)
-        if self._rows >= FLUSH_ROWS:
-            self._flush()
-
-    def finish_bundle(self) -> None:
-        if self._rows:
-            self._flush()
-
-    def teardown(self) -> None:
-        del self._database  # the last one closes the file
-
-    def _flush(self) -> None:
-        rows = concatenated(self._batches, self.table.schema)
+    def upsert(self, rows: pa.RecordBatch) -> None:
         self._database.execute(upsert_sql(self.table, "rows"), rows=merged(rows, self.table))
-        self.written.inc(len(rows))
-        self.start_bundle()
+
+    def close(self) -> None:
+        del self._database  # the last one closes the file
 
 
 def create_table_sql(table: Table) -> str:

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -15,15 +16,12 @@ from pyarrow import csv
 
 from beam_pipelines.io.duckdb import merged, upsert_sql
 from beam_pipelines.io.patience import DEFAULT_PATIENCE, Patience
+from beam_pipelines.io.upsert import upsert
 from beam_pipelines.kernels.texts import shortened
-from beam_pipelines.model.batches import Rows, concatenated, schema_of
 from beam_pipelines.model.records import TIMESTAMP
 from beam_pipelines.model.secret import Secret
 from beam_pipelines.model.tables import Table
 from beam_pipelines.model.windows import refuse_partial_results
-from beam_pipelines.telemetry import Counter
-
-FLUSH_ROWS = 200_000
 
 MAX_KEY_BYTES = 2_000
 """Of the texts of a key together: an index of Postgres takes rows of up to 2,704 bytes."""
@@ -86,7 +84,7 @@ class WriteToPostgres(beam.PTransform):
 
     Guarantee: at least once, and repeats change nothing: the key decides which row, the
     table's merge (monotone) what it holds. Rows are gathered within a bundle and upserted
-    at its end, or when there are `FLUSH_ROWS` of them, in one transaction each; of rows
+    at its end, or when there are `upsert.FLUSH_ROWS`, in one transaction each; of rows
     that repeat a key the merge is stored, where `replace` takes the last one.
 
     The table is there already (`init-db.sql`) and is compared with `table` whenever a
@@ -116,51 +114,12 @@ class WriteToPostgres(beam.PTransform):
     patience: Patience = DEFAULT_PATIENCE
 
     def expand(self, rows: beam.PCollection) -> beam.PCollection:
-        schema = schema_of(rows)
-        if not schema.equals(self.table.schema):
-            raise ValueError(
-                f"table {self.table.name} has columns {self.table.schema.to_string()}; "
-                f"the batches have {schema.to_string()}"
-            )
-        for column in schema:
+        for column in self.table.schema:
             _sql_type(column)
         if self.table.accumulates:
             refuse_partial_results(rows, f"table {self.table.name}")
-        return rows | "Upsert" >> beam.ParDo(_UpsertFn(self.table, self.database, self.patience))
-
-
-class _UpsertFn(beam.DoFn):
-    def __init__(self, table: Table, database: Secret, patience: Patience) -> None:
-        self.table = table
-        self.database = database
-        self.patience = patience
-        self.written = Counter(f"rows_written.{table.name}")
-
-    def setup(self) -> None:
-        self._stored = PostgresTable(self.table, self.database, self.patience)
-
-    def start_bundle(self) -> None:
-        self._batches: list[pa.RecordBatch] = []
-        self._rows = 0
-
-    def process(self, batch: Rows) -> None:
-        self._batches.append(batch)
-        self._rows += len(batch)
-        if self._rows >= FLUSH_ROWS:
-            self._flush()
-
-    def finish_bundle(self) -> None:
-        if self._rows:
-            self._flush()
-
-    def teardown(self) -> None:
-        self._stored.close()
-
-    def _flush(self) -> None:
-        rows = concatenated(self._batches, self.table.schema)
-        self._stored.upsert(rows)
-        self.written.inc(len(rows))
-        self.start_bundle()
+        open_table = partial(PostgresTable, self.table, self.database, self.patience)
+        return upsert(rows, self.table.name, self.table.schema, open_table)
 
 
 class PostgresTable:

@@ -185,7 +185,7 @@ def test_a_table_of_keys_only_ignores_repeats(space):
 
 
 def test_a_bundle_larger_than_a_flush_is_complete(views, monkeypatch):
-    monkeypatch.setattr("beam_pipelines.io.postgres.FLUSH_ROWS", 10)
+    monkeypatch.setattr("beam_pipelines.io.upsert.FLUSH_ROWS", 10)
     rows = [view(f"/{i % 30}", i) for i in range(45)]
     batches = [batch_of_rows(rows[i : i + 4], VIEWS.schema) for i in range(0, 45, 4)]
     assert run(PostgresSink(views), batches) == {"rows_written.views": 45}

@@ -164,7 +164,7 @@ def test_names_may_be_words_of_sql(path):
 
 
 def test_a_bundle_larger_than_a_flush_is_complete(path, monkeypatch):
-    monkeypatch.setattr("beam_pipelines.io.duckdb.FLUSH_ROWS", 10)
+    monkeypatch.setattr("beam_pipelines.io.upsert.FLUSH_ROWS", 10)
     rows = [view(f"/{i % 30}", i) for i in range(45)]
     batches = [batch_of_rows(rows[i : i + 4], VIEWS.schema) for i in range(0, 45, 4)]
     sink = DuckDBSink(path.parent)
@@ -232,7 +232,7 @@ def declared(schema, policy=None):
 
 def test_batches_of_other_columns_are_refused():
     other = VIEWS.schema.remove(3)
-    with pytest.raises(ValueError, match="table views has columns"):
+    with pytest.raises(ValueError, match="table views takes columns"):
         _ = declared(other) | WriteToDuckDB(VIEWS, "unused")
 
 

@@ -121,7 +121,7 @@ DATABASE = Secret("env:TEST_DATABASE_URL")
 
 
 def test_batches_of_other_columns_are_refused():
-    with pytest.raises(ValueError, match="table views has columns"):
+    with pytest.raises(ValueError, match="table views takes columns"):
         _ = declared(VIEWS.schema.remove(3)) | WriteToPostgres(VIEWS, DATABASE)
 
 

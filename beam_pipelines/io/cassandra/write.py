@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -32,11 +33,8 @@ from beam_pipelines.io.cassandra.encoding import (
 )
 from beam_pipelines.io.cassandra.tables import CassandraTable, insert_cql
 from beam_pipelines.io.patience import DEFAULT_PATIENCE, Patience
-from beam_pipelines.model.batches import Rows, concatenated, schema_of
+from beam_pipelines.io.upsert import upsert
 from beam_pipelines.model.windows import refuse_partial_results
-from beam_pipelines.telemetry import Counter
-
-FLUSH_ROWS = 100_000
 
 IN_FLIGHT = 32
 """Batches of one writer that await their acknowledgement; fewer after an error."""
@@ -81,51 +79,10 @@ class WriteToCassandra(beam.PTransform):
     patience: Patience = DEFAULT_PATIENCE
 
     def expand(self, rows: beam.PCollection) -> beam.PCollection:
-        schema = schema_of(rows)
-        if not schema.equals(self.table.schema):
-            raise ValueError(
-                f"table {self.table.name} takes columns {self.table.schema.to_string()}; "
-                f"the batches have {schema.to_string()}"
-            )
         if self.table.greatest is not None:
             refuse_partial_results(rows, f"table {self.table.name}")
-        return rows | "Upsert" >> beam.ParDo(_UpsertFn(self.table, self.cluster, self.patience))
-
-
-class _UpsertFn(beam.DoFn):
-    def __init__(
-        self, table: CassandraTable, cluster: CassandraCluster, patience: Patience
-    ) -> None:
-        self.table = table
-        self.cluster = cluster
-        self.patience = patience
-        self.written = Counter(f"rows_written.{table.name}")
-
-    def setup(self) -> None:
-        self._writer = CassandraWriter(self.table, self.cluster, self.patience)
-
-    def start_bundle(self) -> None:
-        self._batches: list[pa.RecordBatch] = []
-        self._rows = 0
-
-    def process(self, batch: Rows) -> None:
-        self._batches.append(batch)
-        self._rows += len(batch)
-        if self._rows >= FLUSH_ROWS:
-            self._flush()
-
-    def finish_bundle(self) -> None:
-        if self._rows:
-            self._flush()
-
-    def teardown(self) -> None:
-        self._writer.close()
-
-    def _flush(self) -> None:
-        rows = concatenated(self._batches, self.table.schema)
-        self._writer.upsert(rows)
-        self.written.inc(len(rows))
-        self.start_bundle()
+        open_table = partial(CassandraWriter, self.table, self.cluster, self.patience)
+        return upsert(rows, self.table.name, self.table.schema, open_table)
 
 
 class CassandraWriter:
