@@ -44,6 +44,11 @@ def require_global_window(batches: beam.PCollection, what: str) -> None:
         )
 
 
+def in_global_window(element: Any, timestamp: Timestamp) -> WindowedValue:
+    """Return an element as a bundle's end may yield it."""
+    return WindowedValue(element, timestamp, (GlobalWindow(),))
+
+
 class GatheringFn(beam.DoFn):
     """Hands `work` the columns of several batches at once.
 
@@ -82,7 +87,7 @@ class GatheringFn(beam.DoFn):
         earliest = self._earliest
         self._reset()
         for element, stamp in self.work(rows, earliest):
-            yield WindowedValue(element, stamp, (GlobalWindow(),))
+            yield in_global_window(element, stamp)
 
     @abstractmethod
     def work(self, rows: pa.RecordBatch, earliest: Timestamp) -> Iterator[tuple[Any, Timestamp]]:

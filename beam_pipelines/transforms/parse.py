@@ -8,10 +8,8 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
-from apache_beam.transforms.window import GlobalWindow
 from apache_beam.typehints.decorators import no_annotations
 from apache_beam.utils.timestamp import Timestamp
-from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_pipelines.kernels.columns import micros
 from beam_pipelines.kernels.dead_letters import dead_letters
@@ -21,7 +19,7 @@ from beam_pipelines.model.batches import BatchOf, Rows, concatenated
 from beam_pipelines.model.records import DEAD_LETTERS, EVENT_TIME, PAYLOADS, parsed_schema
 from beam_pipelines.model.span import Span, spanned
 from beam_pipelines.telemetry import Counter
-from beam_pipelines.transforms.gather import require_global_window
+from beam_pipelines.transforms.gather import in_global_window, require_global_window
 
 PAYLOAD = "payload"
 COORDINATES = "coordinates"
@@ -128,17 +126,13 @@ class _ParseFn(beam.DoFn):
         kept_at = np.append(0, np.cumsum(decoded.valid))[borders]
         kept = records.filter(pa.array(decoded.valid)) if decoded.rejections else records
         for i, (span, _, timestamp) in enumerate(waiting):
-
-            def of_bundle(value: Any, timestamp: Timestamp = timestamp) -> WindowedValue:
-                return WindowedValue(value, timestamp, (GlobalWindow(),))
-
             rejections = decoded.rejections[rejected_at[i] : rejected_at[i + 1]]
             if rejections:
                 letters = self._letters(records, span, rejections)
-                yield TaggedOutput("dead_letters", of_bundle(letters))
+                yield TaggedOutput("dead_letters", in_global_window(letters, timestamp))
             at, rows = int(kept_at[i]), int(kept_at[i + 1] - kept_at[i])
             parsed = self._parsed(decoded.rows.slice(at, rows), kept.slice(at, rows), span)
-            yield of_bundle((span, parsed))
+            yield in_global_window((span, parsed), timestamp)
 
     def _letters(
         self, records: pa.RecordBatch, span: Span, rejections: list[Rejection]
