@@ -199,6 +199,11 @@ def test_a_range_whose_first_offset_isnt_at_a_border_is_published(tmp_path):
     )
 
 
+def test_a_span_that_covers_nothing_changes_nothing(tmp_path):
+    stream = Stream().add(pair(100, 100), pair(100, 105), pair(105, 105), pair(105, 110))
+    stream.add(pair(110, 110, last=True)).write(tmp_path, WHOLE)
+
+
 @pytest.mark.parametrize(
     ("spans", "why"),
     [

@@ -126,12 +126,15 @@ class WriteTailsFn(beam.DoFn):
     ) -> Iterator[str]:
         key, page = element
         of = Range(*key)
+        start, end, last = _PAGE.unpack_from(page)
         before = progress.read()
         now = before
         if now is None or now.published:
+            if start == end:  # it covers nothing
+                return
             now = Progress(0, of.start, now is not None and now.timed, False)
-        start, end, last = _PAGE.unpack_from(page)
-        pages[_bag_of(start, of)].add(page)
+        if start < end:
+            pages[_bag_of(start, of)].add(page)
         if last or end == of.end:
             now = now._replace(end=end)
         if now.end:
