@@ -29,8 +29,8 @@ OFFICIAL_URL = (
 
 LEAKS_BEFORE = (2, 76)
 """Job servers older than this make a column family of RocksDB per self-checkpoint (apache/beam
-27648). Each makes the next one slower: after 600 of them a reader waits for it 30 ms and more. The
-one that is built here is mended (`runners/flink/src`).
+27648), and never drop one. The one that is built here is mended: `runners/flink/src` has what it
+cost.
 """
 
 JOB_SERVER_FLAGS = frozenset(
