@@ -143,8 +143,8 @@ def compared(
 def lake_files(oracle: Oracle, folder: Path) -> list[str]:
     """Return the files that hold each record once.
 
-    The rule of docs: the published file of a range and date, else, below `_open/`, the one
-    that covers most, which the last number in its name says.
+    The rule of docs: the published file of a range and date, else, below `_open/`, of each
+    number that is the last but one the file with the largest last number.
     """
     return [
         name
@@ -155,14 +155,15 @@ def lake_files(oracle: Oracle, folder: Path) -> list[str]:
                     contains(file, '/_open/') AS open,
                     regexp_extract(file, '(event_date=.*)[.]parquet$', 1) AS name
                 FROM glob('{folder}/**/event_date=*/*.parquet')
-            )
-            SELECT arg_max(
-                file,
-                CASE WHEN open THEN regexp_extract(name, '-(\\d+)$', 1)::BIGINT ELSE 1::BIGINT << 62
-                END
-            )
+            ),
+            published AS (SELECT file, name FROM files WHERE NOT open)
+            SELECT file FROM published
+            UNION ALL
+            SELECT arg_max(file, regexp_extract(name, '-(\\d+)$', 1)::BIGINT)
             FROM files
-            GROUP BY CASE WHEN open THEN regexp_replace(name, '-\\d+$', '') ELSE name END
+            WHERE open
+                AND regexp_replace(name, '-\\d+-\\d+$', '') NOT IN (SELECT name FROM published)
+            GROUP BY regexp_replace(name, '-\\d+$', '')
         """)
     ]
 

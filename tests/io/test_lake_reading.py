@@ -23,9 +23,9 @@ def folder(tmp_path):
     late = order(11, identity=0, verdict="late", append_time=order(0)["append_time"])
     early = order(12, identity=1, append_time=order(0)["append_time"] - timedelta(seconds=9))
     tail = [late, early, order(13)]
-    files.write_open(FIRST, [batch_of_rows(published[:2], ROWS)], 0, 2)
-    files.write_open(SECOND, [batch_of_rows(tail[:1], ROWS)], 10, 12)
-    files.write_open(SECOND, [batch_of_rows(tail, ROWS)], 12, 14)
+    files.write_open(FIRST, 0, [batch_of_rows(published[:2], ROWS)], 0, 2)
+    files.write_open(SECOND, 10, [batch_of_rows(tail[:1], ROWS)], 10, 12)
+    files.write_open(SECOND, 10, [batch_of_rows(tail, ROWS)], 12, 14)
     return tmp_path
 
 

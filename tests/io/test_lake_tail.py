@@ -31,6 +31,7 @@ SHOP = classified_schema(
 )
 MIDNIGHT = datetime(2026, 1, 6, tzinfo=UTC)
 RANGE = Range("orders", 3, 100, 110)
+WIDE = RANGE._replace(end=180)  # its eighths have ten offsets
 MONDAY, TUESDAY = "event_date=2026-01-05", "event_date=2026-01-06"
 
 
@@ -84,8 +85,8 @@ def offsets(folder):
     return sorted(open_lake(folder).to_table(columns=["offset"])["offset"].to_pylist())
 
 
-def opened(date, covered):
-    return f"_open/{date}/{RANGE.name}-{covered:012}.parquet"
+def opened(date, covered, start=100):
+    return f"_open/{date}/{WIDE.name}-{start:012}-{covered:012}.parquet"
 
 
 WHOLE = [f"{MONDAY}/{RANGE.name}.parquet", f"{TUESDAY}/{RANGE.name}.parquet"]
@@ -133,13 +134,15 @@ def test_before_ten_seconds_nothing_is_shown(tmp_path):
 
 
 def test_after_ten_seconds_the_open_tail_is_shown(tmp_path):
-    Stream().add(pair(100, 103)).add(pair(103, 105)).processing_time(11).write(tmp_path, [])
+    stream = Stream().add(pair(100, 103, of=WIDE)).add(pair(103, 105, of=WIDE))
+    stream.processing_time(11).write(tmp_path, [])
     assert files(tmp_path) == [opened(MONDAY, 105), opened(TUESDAY, 105)]
     assert offsets(tmp_path) == [100, 101, 102, 103, 104]
 
 
 def test_a_tail_reaches_to_the_first_span_that_is_missing(tmp_path):
-    Stream().add(pair(104, 108)).add(pair(100, 102)).processing_time(11).write(tmp_path, [])
+    stream = Stream().add(pair(104, 108, of=WIDE)).add(pair(100, 102, of=WIDE))
+    stream.processing_time(11).write(tmp_path, [])
     assert files(tmp_path) == [opened(MONDAY, 102), opened(TUESDAY, 102)]
 
 
@@ -149,8 +152,8 @@ def test_a_tail_without_rows_has_no_file(tmp_path):
 
 
 def test_a_date_without_news_keeps_its_file(tmp_path):
-    stream = Stream().add(pair(100, 103)).processing_time(11)
-    stream.add(pair(103, 107, rows=[105])).processing_time(11)
+    stream = Stream().add(pair(100, 103, of=WIDE)).processing_time(11)
+    stream.add(pair(103, 107, rows=[105], of=WIDE)).processing_time(11)
     stream.write(tmp_path, [])
     assert files(tmp_path) == [
         opened(MONDAY, 103),
@@ -163,10 +166,29 @@ def test_a_date_without_news_keeps_its_file(tmp_path):
 def test_the_two_longest_tails_stay_for_readers_that_have_listed_them(tmp_path):
     stream = Stream()
     for start in range(100, 108, 2):
-        stream.add(pair(start, start + 2)).processing_time(11)
+        stream.add(pair(start, start + 2, of=WIDE)).processing_time(11)
     stream.write(tmp_path, [])
     assert files(tmp_path) == [opened(day, end) for day in (MONDAY, TUESDAY) for end in (106, 108)]
     assert offsets(tmp_path) == list(range(100, 108))
+
+
+def test_each_eighth_has_files_of_its_own(tmp_path):
+    stream = Stream().add(pair(100, 107, of=WIDE)).processing_time(11)
+    stream.add(pair(107, 125, of=WIDE)).processing_time(11)
+    stream.add(pair(125, 127, of=WIDE)).processing_time(11).write(tmp_path, [])
+    parts = [(107, 100), (110, 100), (120, 110), (125, 120), (127, 120)]
+    assert files(tmp_path) == [opened(day, *part) for day in (MONDAY, TUESDAY) for part in parts]
+    read = [part for part in parts if part[0] in (110, 120, 127)]
+    assert lake_files(tmp_path) == [
+        opened(day, *part) for day in (MONDAY, TUESDAY) for part in read
+    ]
+    assert offsets(tmp_path) == list(range(100, 127))
+
+
+def test_an_eighth_that_follows_a_missing_span_waits(tmp_path):
+    stream = Stream().add(pair(110, 120, of=WIDE), pair(100, 105, of=WIDE)).processing_time(11)
+    stream.write(tmp_path, [])
+    assert offsets(tmp_path) == list(range(100, 105))
 
 
 def test_publication_hides_the_tail_and_ten_seconds_later_it_is_gone(tmp_path):
@@ -180,9 +202,11 @@ def test_publication_hides_the_tail_and_ten_seconds_later_it_is_gone(tmp_path):
 
 def test_where_the_input_ends_within_a_range_it_is_shown_at_once_and_stays_open(tmp_path):
     before = tally().get("rows_written.lake", 0)
-    Stream().add(pair(104, 106, last=True)).add(pair(100, 104)).write(tmp_path, [])
-    assert files(tmp_path) == [opened(MONDAY, 106), opened(TUESDAY, 106)]
-    assert tally()["rows_written.lake"] - before == 6
+    stream = Stream().add(pair(112, 116, last=True, of=WIDE)).add(pair(100, 112, of=WIDE))
+    stream.write(tmp_path, [])
+    parts = [(110, 100), (116, 110)]
+    assert files(tmp_path) == [opened(day, *part) for day in (MONDAY, TUESDAY) for part in parts]
+    assert tally()["rows_written.lake"] - before == 16
 
 
 def test_ranges_are_apart(tmp_path):
@@ -209,7 +233,8 @@ def test_a_span_that_covers_nothing_changes_nothing(tmp_path):
     [
         ([(100, 105), (100, 105), (105, 110)], "several spans of .* begin at the same offset"),
         ([(100, 105), (100, 108), (105, 110)], "several spans of .* begin at the same offset"),
-        ([(100, 105), (103, 110)], "reach to 105 only"),
+        ([(100, 102), (101, 110)], "hold 11 offsets, and reach to 110"),
+        ([(100, 101), (102, 103), (102, 110)], "hold 10 offsets, and reach to 101"),
     ],
 )
 def test_spans_that_overlap_stop_the_job(tmp_path, spans, why):

@@ -1,12 +1,13 @@
 """How the lake's files are named, and which of them a reader takes.
 
     event_date=2026-01-05/TOPIC-HASH-PARTITION-START-END.parquet
-    _open/event_date=2026-01-05/TOPIC-HASH-PARTITION-START-END-COVERED.parquet
+    _open/event_date=2026-01-05/TOPIC-HASH-PARTITION-START-END-FROM-COVERED.parquet
 
 The first holds the records of offsets [START, END) of one partition with that UTC date of
-the event time. The second, of a range that isn't complete yet, those of [START, COVERED),
-and no record of [COVERED, the end of any longer one of the range) has its date unless a
-file of this date says so. A file is a pure function of its name and the topic.
+the event time. The second, of a range that isn't complete yet, those of [FROM, COVERED),
+which lie within one eighth of the range that begins at FROM, and no record of [COVERED, the
+end of any longer one of the eighth) has its date unless a file of this date says so. A file
+is a pure function of its name and the topic.
 """
 
 import hashlib
@@ -19,10 +20,12 @@ import numpy as np
 
 OPEN = "_open"
 
-_FILE = re.compile(
-    rf"(?:(?P<open>{OPEN})/)?(?P<date>event_date=[^/]+)/"
-    r"(?P<range>(?:[^/]+-)?[0-9a-f]{12}-\d+-\d{12,}-\d{12,}?)(?:-(?P<covered>\d{12,}))?\.parquet"
-)
+EIGHTHS = 8
+"""Parts of a range, each shown by files of its own while the range isn't complete."""
+
+_RANGE = r"(?P<date>event_date=[^/]+)/(?P<range>(?:[^/]+-)?[0-9a-f]{12}-\d+-\d{12,}-\d{12,})"
+_PUBLISHED_FILE = re.compile(rf"{_RANGE}\.parquet")
+_OPEN_FILE = re.compile(rf"{OPEN}/{_RANGE}-(?P<start>\d{{12,}})-(?P<covered>\d{{12,}})\.parquet")
 
 
 class Range(NamedTuple):
@@ -45,14 +48,26 @@ class Range(NamedTuple):
         return f"{slug}-{place}" if slug else place
 
 
+def eighth_of(offset: int, of: Range) -> int:
+    """Return which eighth of a range an offset lies in."""
+    return (offset - of.start) * EIGHTHS // (of.end - of.start)
+
+
+def eighth(number: int, of: Range) -> tuple[int, int]:
+    """Return where an eighth of a range starts and ends; one of a short range may be empty."""
+    length = of.end - of.start
+    start, end = (of.start - (-part * length // EIGHTHS) for part in (number, number + 1))
+    return start, end
+
+
 def published_name(of: Range, day: int) -> str:
     """Name the file of a complete range for a date, in days since 1970."""
     return f"{date_folder(day)}/{of.name}.parquet"
 
 
-def open_name(of: Range, day: int, covered_end: int) -> str:
-    """Name the file of a range that is known up to an offset, for a date."""
-    return f"{OPEN}/{date_folder(day)}/{of.name}-{covered_end:012}.parquet"
+def open_name(of: Range, day: int, start: int, covered_end: int) -> str:
+    """Name the file of a range's eighth that is known up to an offset, for a date."""
+    return f"{OPEN}/{date_folder(day)}/{of.name}-{start:012}-{covered_end:012}.parquet"
 
 
 def date_folder(day: int) -> str:
@@ -63,24 +78,30 @@ def date_folder(day: int) -> str:
 def to_read(names: Iterable[str]) -> list[str]:
     """Choose the files that hold each known record once.
 
-    For each range and date: the published file if there is one, else the open one that
-    covers most. Names that aren't the lake's are left out.
+    For each range and date: the published file if there is one, else of each eighth the open
+    one that covers most. Names that aren't the lake's are left out.
     """
-    chosen: dict[tuple[str, str], tuple[float, str]] = {}
+    names = list(names)
+    published = {
+        (file["date"], file["range"]): name
+        for name in names
+        if (file := _PUBLISHED_FILE.fullmatch(name))
+    }
+    longest: dict[tuple[str, str, int], tuple[int, str]] = {}
     for name in names:
-        file = _FILE.fullmatch(name)
-        if file and (file["open"] is None) == (file["covered"] is None):
-            reach = float("inf") if file["open"] is None else int(file["covered"])
-            key = (file["date"], file["range"])
-            chosen[key] = max(chosen.get(key, (-1, "")), (reach, name))
-    return sorted(name for _, name in chosen.values())
+        file = _OPEN_FILE.fullmatch(name)
+        if file and (file["date"], file["range"]) not in published:
+            key = (file["date"], file["range"], int(file["start"]))
+            longest[key] = max(longest.get(key, (-1, "")), (int(file["covered"]), name))
+    return sorted([*published.values(), *(name for _, name in longest.values())])
 
 
-def open_files(names: Iterable[str], of: Range) -> dict[str, list[str]]:
-    """Return the open files of a range by date folder, the one that covers most first."""
-    found: dict[str, list[tuple[int, str]]] = {}
+def open_files(names: Iterable[str], of: Range) -> dict[tuple[str, int], list[str]]:
+    """Return the open files of a range by (date folder, start), the longest ones first."""
+    found: dict[tuple[str, int], list[tuple[int, str]]] = {}
     for name in names:
-        file = _FILE.fullmatch(name)
-        if file and file["open"] and file["covered"] and file["range"] == of.name:
-            found.setdefault(file["date"], []).append((int(file["covered"]), name))
-    return {date: [name for _, name in sorted(of_date)[::-1]] for date, of_date in found.items()}
+        file = _OPEN_FILE.fullmatch(name)
+        if file and file["range"] == of.name:
+            key = (file["date"], int(file["start"]))
+            found.setdefault(key, []).append((int(file["covered"]), name))
+    return {key: [name for _, name in sorted(files)[::-1]] for key, files in found.items()}

@@ -81,20 +81,21 @@ class RangeFiles:
         self._count(rows, of.start if known_end is None else known_end)
 
     def write_open(
-        self, of: Range, batches: list[pa.RecordBatch], known_end: int, covered_end: int
+        self, of: Range, start: int, batches: list[pa.RecordBatch], known_end: int, covered_end: int
     ) -> None:
-        """Write the rows of a range up to an offset, for the dates that gained some.
+        """Write the rows of an eighth of a range, for the dates that gained some.
 
         Args:
           of: The range.
-          batches: All its rows before `covered_end`, in the order of their offsets.
+          start: Where the eighth starts.
+          batches: All rows of [start, covered_end), in the order of their offsets.
           known_end: Up to where an earlier call wrote them.
           covered_end: Up to where they are known now.
         """
         rows = self._stored(of, batches)
         for day, of_day in divided(rows, _days(rows)):
             if of_day["offset"][-1].as_py() >= known_end:
-                self._write(open_name(of, day, covered_end), of_day)
+                self._write(open_name(of, day, start, covered_end), of_day)
         self._count(rows, known_end)
 
     def _count(self, rows: pa.RecordBatch, known_end: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 from apache_beam.coders import BooleanCoder, BytesCoder, Coder, TupleCoder, VarIntCoder
 from apache_beam.transforms.timeutil import TimeDomain
@@ -18,7 +19,7 @@ from apache_beam.transforms.userstate import (
 )
 from apache_beam.typehints import typehints
 
-from beam_pipelines.io.lake.layout import OPEN, Range, open_files
+from beam_pipelines.io.lake.layout import EIGHTHS, OPEN, Range, eighth, eighth_of, open_files
 from beam_pipelines.io.lake.ranges import RangeFiles
 from beam_pipelines.io.publication import listed, remove
 from beam_pipelines.model.batches import BatchCoder, Rows
@@ -28,14 +29,11 @@ from beam_pipelines.transforms.bags import taking_bags
 TAIL_S = 10
 """Seconds of processing time between two writings of the open tail of a range."""
 
-BAGS = 8
-"""A range's pages lie in so many bags, each in that of the eighth of the range it begins in."""
-
 BAG_BYTES = 16 << 20
 """Above this, the state channels of runners have broken; a bag that holds more is logged."""
 
 KEPT_TAILS = 2
-"""Open files of a range and date that stay, so that a reader has `TAIL_S` to read a file
+"""Open files of an eighth and date that stay, so that a reader has `TAIL_S` to read a file
 that it found."""
 
 _OVERLAP = "some overlap; the source and the state of this job don't belong together"
@@ -46,7 +44,10 @@ KEYED_PAGES = typehints.Tuple[typehints.Tuple[str, int, int, int], bytes]
 
 
 class PagesFn(beam.DoFn):
-    """Turns (Span, batch) into (range, page): encoded here once, decoded to be written."""
+    """Turns (Span, batch) into (range, page): encoded here once, decoded to be written.
+
+    A page lies within one eighth of its range: so a bag has all of one, and no more.
+    """
 
     def __init__(self, files: RangeFiles) -> None:
         self.columns = files.gathered.names
@@ -54,8 +55,20 @@ class PagesFn(beam.DoFn):
 
     def process(self, element: tuple[Span, Rows]) -> Iterator[tuple[tuple, bytes]]:
         span, rows = element
-        batch = self.coder.encode(rows.select(self.columns)) if len(rows) else b""
-        yield tuple(span[:4]), _PAGE.pack(span.start, span.end, span.last) + batch
+        of = Range(*span[:4])
+        start = span.start
+        while True:
+            end = span.end
+            if start < end:
+                end = min(end, eighth(eighth_of(start, of), of)[1])
+            part = rows if (start, end) == (span.start, span.end) else _between(rows, start, end)
+            page = _PAGE.pack(start, end, span.last and end == span.end)
+            if len(part):
+                page += self.coder.encode(part.select(self.columns))
+            yield tuple(of), page
+            start = end
+            if end == span.end:
+                return
 
 
 class Progress(NamedTuple):
@@ -92,8 +105,16 @@ class ProgressCoder(Coder):
         return True
 
 
-_PAGES = [BagStateSpec(f"pages_{number}", BytesCoder()) for number in range(BAGS)]
+_PAGES = [BagStateSpec(f"pages_{number}", BytesCoder()) for number in range(EIGHTHS)]
 _WITH_PAGES = taking_bags("pages", _PAGES)
+
+
+class _Part(NamedTuple):
+    """The rows of an eighth of a range: all of [start, covered_end), by offset."""
+
+    start: int
+    batches: list[pa.RecordBatch]
+    covered_end: int
 
 
 class WriteTailsFn(beam.DoFn):
@@ -134,25 +155,26 @@ class WriteTailsFn(beam.DoFn):
                 return
             now = Progress(0, of.start, now is not None and now.timed, False)
         if start < end:
-            pages[_bag_of(start, of)].add(page)
+            pages[eighth_of(start, of)].add(page)
         if last or end == of.end:
             now = now._replace(end=end)
-        if now.end:
-            batches, covered_end = self._gathered(of, pages)
-            if covered_end == now.end == of.end:
+        if now.end and (held := _held(pages)) >= now.end - of.start:
+            gathered = list(self._gathered(of, pages, of.start))
+            covered_end = gathered[-1].covered_end
+            if held > now.end - of.start or covered_end < now.end:
+                raise RuntimeError(
+                    f"the spans of {of} hold {held} offsets, and reach to {covered_end}: {_OVERLAP}"
+                )
+            if now.end == of.end:
+                batches = [batch for part in gathered for batch in part.batches]
                 yield from self.files.publish(of, batches, now.open_end)
                 for bag in pages:
                     bag.clear()
                 now = Progress(0, 0, False, True)
-            elif covered_end == now.end:
+            else:
                 # The input ends within the range. It may go on in another run, so this is no
                 # published range, whose file would hide what the other one writes.
-                now = self._shown(of, batches, covered_end, now)
-            elif _held(pages) >= now.end - of.start:
-                raise RuntimeError(
-                    f"the spans of {of} hold enough offsets, but reach to {covered_end} only: "
-                    + _OVERLAP
-                )
+                now = self._shown(of, pages, now)
         if now.published or not now.timed:
             shown = now.published or now.open_end > of.start
             tail.set(self.clock() + (TAIL_S if shown else _turn_s(of)))
@@ -176,36 +198,43 @@ class WriteTailsFn(beam.DoFn):
             self._remove_open(of, kept=0)
             progress.clear()
             return
-        now = self._shown(of, *self._gathered(of, pages), now)
+        now = self._shown(of, pages, now)
         progress.write(now._replace(timed=False))
 
-    def _shown(
-        self, of: Range, batches: list[pa.RecordBatch], covered_end: int, now: Progress
-    ) -> Progress:
+    def _shown(self, of: Range, pages: tuple, now: Progress) -> Progress:
         """Write the open files of a range that has news."""
-        if covered_end <= now.open_end:
-            return now
-        self.files.write_open(of, batches, now.open_end, covered_end)
-        self._remove_open(of, kept=KEPT_TAILS)
-        return now._replace(open_end=covered_end)
+        known_end = now.open_end
+        for part in self._gathered(of, pages, known_end):
+            if part.covered_end > now.open_end:
+                self.files.write_open(of, part.start, part.batches, known_end, part.covered_end)
+                now = now._replace(open_end=part.covered_end)
+        if now.open_end > known_end:
+            self._remove_open(of, kept=KEPT_TAILS)
+        return now
 
-    def _gathered(self, of: Range, pages: tuple) -> tuple[list[pa.RecordBatch], int]:
-        """Return the rows that follow each other from the range's start, and where they end."""
-        batches, covered_end = [], of.start
-        known: dict[int, bytes] = {}
-        read: set[int] = set()
-        while covered_end < of.end:
-            bag = _bag_of(covered_end, of)
-            if bag not in read:
-                read.add(bag)
-                known |= self._by_start(of, pages[bag])
-            if covered_end not in known:
-                break
-            page = known[covered_end]
-            _, covered_end, _ = _PAGE.unpack_from(page)
-            if len(page) > _PAGE.size:
-                batches.append(self.coder.decode(page[_PAGE.size :]))
-        return batches, covered_end
+    def _gathered(self, of: Range, pages: tuple, known_end: int) -> Iterator[_Part]:
+        """Yield the rows that follow each other, an eighth at a time.
+
+        Args:
+          of: The range.
+          pages: Its bags.
+          known_end: An offset up to where all are there: those of its own eighth come first.
+        """
+        number = min(eighth_of(known_end, of), EIGHTHS - 1)
+        start, end = eighth(number, of)
+        while True:
+            by_start = self._by_start(of, pages[number])
+            batches, covered_end = [], start
+            while covered_end in by_start:
+                page = by_start[covered_end]
+                _, covered_end, _ = _PAGE.unpack_from(page)
+                if len(page) > _PAGE.size:
+                    batches.append(self.coder.decode(page[_PAGE.size :]))
+            yield _Part(start, batches, covered_end)
+            if covered_end < end or end == of.end:
+                return
+            number = eighth_of(end, of)
+            start, end = eighth(number, of)
 
     def _by_start(self, of: Range, bag: Any) -> dict[int, bytes]:
         pages = list(bag.read())
@@ -227,8 +256,10 @@ def _turn_s(of: Range) -> float:
     return zlib.crc32(f"{of.topic} {of.partition}".encode()) % 1000 / 1000 * TAIL_S
 
 
-def _bag_of(offset: int, of: Range) -> int:
-    return (offset - of.start) * BAGS // (of.end - of.start)
+def _between(rows: pa.RecordBatch, start: int, end: int) -> pa.RecordBatch:
+    """Return the rows of offsets [start, end), where they come in the order of theirs."""
+    first, last = np.searchsorted(rows["offset"].to_numpy(), (start, end)).tolist()
+    return rows.slice(first, last - first)
 
 
 def _held(pages: tuple) -> int:
