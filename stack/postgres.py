@@ -62,10 +62,12 @@ class Postgres(Service):
                 what="initdb",
             )
         self._forget_crashed()
+        part = self.settings.of("postgres")
         return [
             *(*self._as_user(), str(self._bin / "postgres"), "-D", str(self._data)),
             *("-h", HOST, "-p", str(self.ports["sql"]), "-k", str(self._sockets)),
-            *("-c", f"shared_buffers={self.settings.of('postgres')['shared_buffers_mb']}MB"),
+            *("-c", f"shared_buffers={part['shared_buffers_mb']}MB"),
+            *("-c", f"max_wal_size={part['max_wal_mb']}MB"),
         ]
 
     def answers(self) -> bool:

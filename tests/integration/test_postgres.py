@@ -18,12 +18,12 @@ import pyarrow as pa
 import pytest
 
 from beam_pipelines.io.postgres import (
-    MAX_KEY_BYTES,
     Patience,
     PostgresTable,
     WriteToPostgres,
     check_postgres,
 )
+from beam_pipelines.io.postgres_copy import MAX_KEY_BYTES
 from beam_pipelines.model.activity import TABLES
 from beam_pipelines.model.batches import BatchOf, batch_of_rows, empty_batch
 from beam_pipelines.model.records import TIMESTAMP

@@ -1,4 +1,7 @@
+import math
 import socket
+import struct
+from datetime import UTC, datetime
 from pathlib import Path
 
 import apache_beam as beam
@@ -10,14 +13,13 @@ import pytest
 from beam_pipelines.io.duckdb import create_table_sql
 from beam_pipelines.io.patience import Patience
 from beam_pipelines.io.postgres import (
-    MAX_KEY_BYTES,
     PostgresTable,
     WriteToPostgres,
     check_postgres,
-    csv_lines,
     is_transient,
     merge_sql,
 )
+from beam_pipelines.io.postgres_copy import MAX_KEY_BYTES, copied
 from beam_pipelines.model.activity import TABLES
 from beam_pipelines.model.batches import BatchOf, batch_of_rows, one_of
 from beam_pipelines.model.records import TIMESTAMP
@@ -32,19 +34,39 @@ INIT_SQL = Path(__file__).parent.parent.parent / "init-db.sql"
 # What is sent
 
 
-def lines(table, *rows):
-    return bytes(csv_lines(pa.table(batch_of_rows(rows, table.schema)), table))
+def sent(table, *rows):
+    """What COPY reads of rows, by the manual: the bytes of each value, None for null."""
+    data = copied(pa.table(batch_of_rows(rows, table.schema)), table)
+    assert data[:19] == b"PGCOPY\n\xff\r\n\0" + bytes(8)
+    read, at = [], 19
+    while (values := struct.unpack_from(">h", data, at)[0]) != -1:
+        at, row = at + 2, []
+        for _ in range(values):
+            (length,) = struct.unpack_from(">i", data, at)
+            row.append(None if length == -1 else data[at + 4 : at + 4 + length])
+            at += 4 + max(length, 0)
+        read.append(tuple(row))
+    assert at + 2 == len(data)
+    return read
 
 
-def test_times_are_sent_as_microseconds_and_nulls_as_nothing():
-    assert lines(VIEWS, view("/a", 5), view("/b", 6, "")) == (
-        b'1767603600000000,"/a",5,\n1767603600000000,"/b",6,""\n'
-    )
+def test_times_are_sent_as_microseconds_since_2000_and_nulls_as_such():
+    start_us = (datetime(2026, 1, 5, 9, tzinfo=UTC) - datetime(2000, 1, 1, tzinfo=UTC)).days
+    start_us = (start_us * 24 + 9) * 3_600_000_000
+    assert sent(VIEWS, view("/a", 5), view("/b", 6, "")) == [
+        (struct.pack(">q", start_us), b"/a", struct.pack(">q", 5), None),
+        (struct.pack(">q", start_us), b"/b", struct.pack(">q", 6), b""),
+    ]
 
 
-def test_quotes_and_line_breaks_stay_inside_their_field():
-    nasty = 'say "x",\r\n\\.\n'
-    assert lines(VIEWS, view(nasty, 1)) == b'1767603600000000,"say ""x"",\r\n\\.\n",1,\n'
+def test_without_rows_there_is_a_header_and_a_trailer():
+    assert sent(VIEWS) == []
+
+
+def test_texts_are_sent_as_they_are():
+    nasty = 'say "x",\r\n\\.\n é'
+    [(_, page, _, _)] = sent(VIEWS, view(nasty, 1))
+    assert page.decode() == nasty
 
 
 def test_every_other_type_is_sent_as_postgres_reads_it():
@@ -53,22 +75,40 @@ def test_every_other_type_is_sent_as_postgres_reads_it():
             pa.field("id", pa.int32(), nullable=False),
             pa.field("ok", pa.bool_()),
             pa.field("share", pa.float64()),
+            pa.field("count", pa.int64()),
+            pa.field("at", TIMESTAMP),
         ]
     )
     table = Table("t", schema, key=("id",))
     rows = [
-        {"id": 1, "ok": True, "share": 0.1},
-        {"id": -2, "ok": False, "share": float("inf")},
-        {"id": 3, "ok": None, "share": float("nan")},
+        {"id": 1, "ok": True, "share": 0.1, "count": None, "at": None},
+        {"id": -2, "ok": False, "share": float("inf"), "count": -(2**63), "at": None},
+        {"id": 3, "ok": None, "share": float("nan"), "count": 2**63 - 1, "at": None},
+        {"id": 4, "ok": None, "share": None, "count": 0, "at": datetime(2000, 1, 1, tzinfo=UTC)},
     ]
-    assert lines(table, *rows) == b"1,true,0.1\n-2,false,inf\n3,,nan\n"
+    kinds = (">i", ">?", ">d", ">q", ">q")
+    read = [
+        tuple(
+            None if value is None else struct.unpack(kind, value)[0]
+            for kind, value in zip(kinds, row, strict=True)
+        )
+        for row in sent(table, *rows)
+    ]
+    assert math.isnan(read[2][2])
+    assert [(*row[:2], *row[3:]) for row in read] == [
+        (1, True, None, None),
+        (-2, False, -(2**63), None),
+        (3, None, 2**63 - 1, None),
+        (4, None, 0, 0),
+    ]
+    assert [row[2] for row in read if row[0] != 3] == [0.1, float("inf"), None]
 
 
 def test_a_key_too_long_for_an_index_is_shortened_to_a_text_of_its_own():
     fits = "/" + "a" * (MAX_KEY_BYTES - 1)
     long = ["/" + "é" * MAX_KEY_BYTES + end for end in "xy"]
-    sent = lines(VIEWS, view(fits, 1), *(view(page, 2) for page in long)).decode().splitlines()
-    pages = [line.split('"')[1] for line in sent]
+    rows = sent(VIEWS, view(fits, 1), *(view(page, 2) for page in long))
+    pages = [page.decode() for _, page, _, _ in rows]
     assert pages[0] == fits
     assert pages[1] != pages[2]
     for page in pages[1:]:
@@ -81,17 +121,14 @@ def test_a_key_too_long_for_an_index_is_shortened_to_a_text_of_its_own():
 def test_only_the_key_is_shortened_and_its_texts_share_the_room():
     schema = pa.schema([pa.field(name, pa.string()) for name in ("a", "b", "rest")])
     table = Table("t", schema, key=("a", "b"))
-    [line] = lines(table, dict.fromkeys(schema.names, "x" * 5000)).decode().splitlines()
-    assert [len(field.encode()) - 2 for field in line.split(",")] == [1000, 1000, 5000]
+    [values] = sent(table, dict.fromkeys(schema.names, "x" * 5000))
+    assert [len(value) for value in values] == [1000, 1000, 5000]
 
 
 def test_rows_that_would_stay_as_they_are_are_not_written():
     assert merge_sql(VIEWS) == (
         'INSERT INTO "views" ("window_start", "page", "views", "note") '
-        'SELECT "window_start", "page", "views", "note" FROM (SELECT '
-        "TIMESTAMPTZ 'epoch' + (\"window_start\" / 86400000000) * INTERVAL '1 day' "
-        '+ ("window_start" % 86400000000) * INTERVAL \'1 microsecond\' AS "window_start", '
-        '"page", "views", "note" FROM beam_incoming) AS incoming '
+        'SELECT "window_start", "page", "views", "note" FROM beam_incoming '
         'ORDER BY "window_start", "page" ON CONFLICT ("window_start", "page") '
         'DO UPDATE SET "views" = greatest("views"."views", excluded."views"), '
         '"note" = excluded."note" '
@@ -100,7 +137,7 @@ def test_rows_that_would_stay_as_they_are_are_not_written():
     )
     keys = Table("keys", pa.schema([pa.field("id", pa.int64(), nullable=False)]), ("id",))
     assert merge_sql(keys) == (
-        'INSERT INTO "keys" ("id") SELECT "id" FROM (SELECT "id" FROM beam_incoming) AS incoming '
+        'INSERT INTO "keys" ("id") SELECT "id" FROM beam_incoming '
         'ORDER BY "id" ON CONFLICT ("id") DO NOTHING'
     )
 
@@ -357,5 +394,8 @@ def test_init_db_sql_can_run_again():
 
 def test_the_smallest_and_greatest_times_have_a_counterpart():
     schema = pa.schema([pa.field("at", TIMESTAMP, nullable=False)])
-    rows = pa.table({"at": pa.array([-(2**62), 2**62], pa.int64()).cast(TIMESTAMP)}, schema)
-    assert bytes(csv_lines(rows, Table("t", schema, ("at",)))) == b"%d\n%d\n" % (-(2**62), 2**62)
+    times_us = [-(2**62), 2**62]
+    rows = pa.table({"at": pa.array(times_us, pa.int64()).cast(TIMESTAMP)}, schema)
+    encoded = copied(rows, Table("t", schema, ("at",)))
+    since_2000 = [time - 946_684_800_000_000 for time in times_us]
+    assert struct.unpack(">19shiqhiqh", encoded)[3::3] == tuple(since_2000)

@@ -122,7 +122,8 @@ def test_the_databases_have_the_names_and_memory_of_the_stack():
     }
     assert (
         SERVICES["postgres"]["command"]
-        == f"postgres -c shared_buffers={postgres['shared_buffers_mb']}MB"
+        == f"postgres -c shared_buffers={postgres['shared_buffers_mb']}MB "
+        f"-c max_wal_size={postgres['max_wal_mb']}MB"
     )
     assert SERVICES["cassandra"]["environment"]["MAX_HEAP_SIZE"] == f"{cassandra['heap_mb']}M"
     assert f" {cassandra['keyspace']}\n" in (ROOT / "sql/cassandra.cql").read_text()

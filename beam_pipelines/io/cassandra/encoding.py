@@ -19,6 +19,7 @@ from beam_pipelines.io.cassandra.tables import CassandraTable, DayOf, MicrosOf
 from beam_pipelines.kernels.columns import hashes_of, micros, timestamps
 from beam_pipelines.kernels.hashing import hash_with
 from beam_pipelines.kernels.texts import shortened
+from beam_pipelines.kernels.wire import fixed, joined, laid_out, nulls_of, sized
 
 MAX_KEY_BYTES = 2_000
 """Of the texts of a key together, as in Postgres; Cassandra refuses keys of 64 KiB."""
@@ -31,7 +32,6 @@ BATCH_ROWS = 500
 
 _UNSET = -2
 _DAY_US = 86_400_000_000
-_NOTHING = pa.scalar(b"", pa.binary())
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,11 @@ def encoded(rows: pa.RecordBatch, table: CassandraTable, query_id: bytes) -> Sta
     head = b"\x01" + len(query_id).to_bytes(2) + query_id + values.to_bytes(2)
     parts: list[pa.Array | pa.Scalar] = [pa.scalar(head, pa.binary())]
     for column in table.columns:
-        parts += _sized(*_bytes_of(_values(rows, table, column), table.cql_type(column)))
+        parts += sized(*_bytes_of(_values(rows, table, column), table.cql_type(column)), _UNSET)
     if table.greatest is not None:
         time, count = (micros(rows[name]) for name in table.greatest)
-        parts += _sized(*_bytes_of(time + count, "bigint"))
-    joined = pc.binary_join_element_wise(*parts, _NOTHING)
-    starts = np.frombuffer(joined.buffers()[1], np.int32)[: len(rows) + 1]
-    return Statements(memoryview(joined.buffers()[2] or b""), starts)
+        parts += sized(*_bytes_of(time + count, "bigint"), _UNSET)
+    return Statements(*laid_out(joined(parts)))
 
 
 def routing_keys(rows: pa.RecordBatch, table: CassandraTable) -> list[bytes]:
@@ -109,15 +107,17 @@ def routing_keys(rows: pa.RecordBatch, table: CassandraTable) -> list[bytes]:
         data, _ = _bytes_of(_values(rows, table, column), table.cql_type(column))
         if len(table.partition_key) == 1:
             return list(data.to_pylist())
-        parts += [_fixed(pc.binary_length(data).to_numpy(), ">u2"), data, pa.scalar(b"\0")]
-    return list(pc.binary_join_element_wise(*parts, _NOTHING).to_pylist())
+        parts += [fixed(pc.binary_length(data).to_numpy(), ">u2"), data, pa.scalar(b"\0")]
+    return list(joined(parts).to_pylist())
 
 
 def batches(statements: Statements) -> Iterator[Statements]:
     """Divide statements into batches that a server takes; a larger one is a batch alone."""
     starts, start = statements.starts, 0
     while start < len(statements):
-        fitting = int(np.searchsorted(starts, int(starts[start]) + BATCH_BYTES, "right")) - 1
+        limit = np.int64(starts[start]) + BATCH_BYTES
+        near = starts[start : start + BATCH_ROWS + 1]  # all of them would be converted each time
+        fitting = start + int(np.searchsorted(near, limit, "right")) - 1
         end = min(max(fitting, start + 1), start + BATCH_ROWS, len(statements))
         yield statements.between(start, end)
         start = end
@@ -145,8 +145,7 @@ def _bytes_of(values: np.ndarray | pa.Array, cql_type: str) -> tuple[pa.Array, n
     """Return the bytes of each value, and which ones are null (None: none is)."""
     nulls = None
     if isinstance(values, pa.Array):
-        if values.null_count:
-            nulls = values.is_null().to_numpy(zero_copy_only=False)
+        nulls = nulls_of(values)
         if cql_type == "text":
             return values.cast(pa.binary()), nulls
         if cql_type == "boolean":
@@ -157,32 +156,15 @@ def _bytes_of(values: np.ndarray | pa.Array, cql_type: str) -> tuple[pa.Array, n
             values = micros(values)
     match cql_type:
         case "timestamp":
-            data = _fixed(values // 1000, ">i8")
+            data = fixed(values // 1000, ">i8")
         case "date":
-            data = _fixed(values + (1 << 31), ">u4")  # day 0 is the middle of the range
+            data = fixed(values + (1 << 31), ">u4")  # day 0 is the middle of the range
         case "smallint":
-            data = _fixed(values, ">i2")
+            data = fixed(values, ">i2")
         case "int":
-            data = _fixed(values, ">i4")
+            data = fixed(values, ">i4")
         case "boolean":
-            data = _fixed(values, ">u1")
+            data = fixed(values, ">u1")
         case _:  # bigint and double: their 64 bits
-            data = _fixed(values, ">i8")
+            data = fixed(values, ">i8")
     return data, nulls
-
-
-def _sized(data: pa.Array, nulls: np.ndarray | None) -> list[pa.Array]:
-    """Return the lengths that go before values, and the values; unset where null."""
-    lengths = pc.binary_length(data).fill_null(0).to_numpy()
-    if nulls is None:
-        return [_fixed(lengths, ">i4"), data]
-    kept = pc.if_else(pa.array(nulls), _NOTHING, data)
-    return [_fixed(np.where(nulls, _UNSET, lengths), ">i4"), kept]
-
-
-def _fixed(values: np.ndarray, wire_type: str) -> pa.Array:
-    wire = values.astype(wire_type)
-    fixed = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(wire.itemsize), len(wire), [None, pa.py_buffer(wire)]
-    )
-    return fixed.cast(pa.binary())
