@@ -31,6 +31,7 @@ from beam_pipelines.telemetry import Counter
 from beam_pipelines.transforms.bags import taking_bags
 from beam_pipelines.transforms.gather import SHARDS, GatheringFn, require_global_window
 from beam_pipelines.transforms.journal import Journal
+from beam_pipelines.transforms.state_cache import weigh_cheaply
 
 BUCKET_S = 300
 """Seconds of event time whose ids are kept and forgotten together."""
@@ -132,6 +133,7 @@ class _FirstSightsFn(beam.DoFn):
         self.duplicate = Counter("duplicate")
 
     def setup(self) -> None:
+        weigh_cheaply()
         self.journal = Journal(self.stage, _seen_table)
 
     def start_bundle(self) -> None:

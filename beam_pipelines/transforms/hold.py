@@ -17,6 +17,7 @@ from beam_pipelines.kernels.columns import hashes_of
 from beam_pipelines.model.batches import BatchCoder, Rows, concatenated, schema_of
 from beam_pipelines.transforms.bags import taking_bags
 from beam_pipelines.transforms.gather import by_shard, require_global_window
+from beam_pipelines.transforms.state_cache import weigh_cheaply
 
 _WITH_HELD = taking_bags(
     "held", [BagStateSpec(f"held_{number}", BytesCoder()) for number in range(4)]
@@ -82,6 +83,9 @@ class _TogetherFn(beam.DoFn):
     def __init__(self, schema: pa.Schema, every_s: float) -> None:
         self.coder = BatchCoder(schema)
         self.every_s = every_s
+
+    def setup(self) -> None:
+        weigh_cheaply()
 
     @_WITH_HELD
     def process(

@@ -25,6 +25,7 @@ from beam_pipelines.io.publication import listed, remove
 from beam_pipelines.model.batches import BatchCoder, Rows
 from beam_pipelines.model.span import Span
 from beam_pipelines.transforms.bags import taking_bags
+from beam_pipelines.transforms.state_cache import weigh_cheaply
 
 TAIL_S = 10
 """Seconds of processing time between two writings of the open tail of a range."""
@@ -136,6 +137,9 @@ class WriteTailsFn(beam.DoFn):
         self.files = files
         self.clock = clock
         self.coder = BatchCoder(files.gathered)
+
+    def setup(self) -> None:
+        weigh_cheaply()
 
     @_WITH_PAGES
     def process(
