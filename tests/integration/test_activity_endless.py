@@ -5,8 +5,6 @@ import re
 import subprocess
 import sys
 import time
-import urllib.request
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +13,15 @@ from typing import Any
 import pytest
 
 from tests.faults.run import RULES, Run
-from tests.integration.job import REPOSITORY, Topics, event, far_future, first_failure, trouble
+from tests.integration.job import (
+    REPOSITORY,
+    Topics,
+    counters,
+    event,
+    far_future,
+    first_failure,
+    trouble,
+)
 from tests.oracle.oracle import Oracle, Rules
 
 PRODUCER = REPOSITORY / "scripts/producer.py"
@@ -96,19 +102,6 @@ def producing(run: Run) -> Iterator[None]:
     ]
     yield
     assert [producer.wait(PRODUCING_S + 120) for producer in producers] == [0, 0]
-
-
-def counters(cluster: Any, job: str) -> dict[str, int]:
-    """Return what Flink's Prometheus reporter says of a job: name → sum over its tasks."""
-    port = cluster.service("flink-taskmanager").ports["prometheus"]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-        text = answer.read().decode()
-    sums: Counter[str] = Counter()
-    for name, value in re.findall(
-        rf'^flink_taskmanager_job_task_operator_(\w+){{.*job_id="{job}".*}} ([0-9.E]+)$', text, re.M
-    ):
-        sums[name] += int(float(value))
-    return dict(sums)
 
 
 def number_of_restarts(run: Run) -> int:

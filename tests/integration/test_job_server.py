@@ -1,8 +1,15 @@
 """The job server that is built here."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from zipfile import ZipFile
 
 from beam_pipelines.flink import BUILT_JAR
+from scripts.job import Jobs
+from tests.integration.job import REPOSITORY, counters
 
 HANDLERS = "org/apache/beam/runners/fnexecution/control/BundleCheckpointHandlers"
 
@@ -15,3 +22,45 @@ def test_what_a_reader_has_left_waits_under_few_ids():
     assert b"sdf_checkpoint" in code
     assert b"IdGenerator" not in code
     assert len(names) == len(set(names))
+
+
+def test_what_the_runner_drops_is_seen_where_tests_of_the_job_look(cluster, tmp_path):
+    """They say that nothing is dropped; so there must be something to see when it is."""
+    where = cluster.settings.environment()
+    jobs = Jobs(f"http://{where['FLINK_MASTER']}")
+    name = f"dropping-{time.time_ns()}"
+    command = (sys.executable, "-m", "tests.integration.dropping")
+    flags = ("--runner=FlinkRunner", f"--job_name={name}", "--parallelism=1")
+    with (tmp_path / "log").open("w+") as log:
+        driver = subprocess.Popen(
+            [*command, *flags],
+            cwd=REPOSITORY,
+            env=os.environ | where,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            assert _awaited(lambda: _dropped(cluster, jobs, name), log) > 0
+        finally:
+            os.killpg(driver.pid, signal.SIGKILL)
+            driver.wait()
+            if (job := jobs.cluster.job_named(name)) is not None:
+                jobs.cancel(job)
+
+
+def _awaited(look, log):
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        if seen := look():
+            return seen
+        time.sleep(1)
+    log.seek(0)
+    raise AssertionError(f"nothing was dropped: {log.read()[-2000:]}")
+
+
+def _dropped(cluster, jobs, name):
+    job = jobs.cluster.job_named(name)
+    counted = {} if job is None else counters(cluster, job)
+    return sum(count for counter, count in counted.items() if "dropped" in counter.lower())
