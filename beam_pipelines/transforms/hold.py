@@ -14,6 +14,7 @@ from apache_beam.typehints import typehints
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines.kernels.columns import hashes_of
+from beam_pipelines.kernels.key_groups import shard_labels
 from beam_pipelines.model.batches import BatchCoder, Rows, concatenated, schema_of
 from beam_pipelines.transforms.bags import taking_bags
 from beam_pipelines.transforms.gather import by_shard, require_global_window
@@ -33,7 +34,8 @@ class Hold(beam.PTransform):
 
     Input: batches with column `by`, in the global window.
     Output: batches of the same schema, the rows in no particular order. Rows with equal `by`
-    are held in the same place, and so go on together.
+    are held in the same place, and so go on together; the places take turns, so that a sink
+    has one after the other to write.
 
     Args:
       by: Column whose hash decides where a row is held.
@@ -64,7 +66,8 @@ class Hold(beam.PTransform):
             >> beam.ParDo(_ByPlaceFn(self.by, self.shards)).with_output_types(
                 typehints.Tuple[int, batch]
             )
-            | "Together" >> beam.ParDo(_TogetherFn(schema, self.every_s)).with_output_types(batch)
+            | "Together"
+            >> beam.ParDo(_TogetherFn(schema, self.every_s, self.shards)).with_output_types(batch)
         )
 
 
@@ -80,9 +83,12 @@ class _ByPlaceFn(beam.DoFn):
 class _TogetherFn(beam.DoFn):
     GO_ON = TimerSpec("go_on", TimeDomain.REAL_TIME)
 
-    def __init__(self, schema: pa.Schema, every_s: float) -> None:
+    def __init__(self, schema: pa.Schema, every_s: float, shards: int) -> None:
         self.coder = BatchCoder(schema)
         self.every_s = every_s
+        self.turns_s = {
+            label: number / shards * every_s for number, label in enumerate(shard_labels(shards))
+        }
 
     def setup(self) -> None:
         weigh_cheaply()
@@ -94,11 +100,12 @@ class _TogetherFn(beam.DoFn):
         held: Any,
         go_on: Any = beam.DoFn.TimerParam(GO_ON),
     ) -> None:
-        _, rows = element
+        place, rows = element
         now = time.time()
+        turn_s = self.turns_s[place]
         bag = int(now * len(held) / self.every_s) % len(held)  # in turns: a bundle commits to few
         held[bag].add(self.coder.encode(rows))
-        due = (now // self.every_s + 1) * self.every_s
+        due = ((now - turn_s) // self.every_s + 1) * self.every_s + turn_s
         # A tag of its own: setting one timer anew would put off what it was set for before.
         go_on.set(Timestamp(due), dynamic_timer_tag=str(due))
 

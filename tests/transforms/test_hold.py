@@ -1,5 +1,7 @@
 """Rows held back, and let go together."""
 
+from datetime import UTC, datetime
+
 import apache_beam as beam
 import pyarrow as pa
 import pytest
@@ -7,8 +9,11 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from beam_pipelines.kernels.columns import shards_of
 from beam_pipelines.kernels.hashing import hash_strings
+from beam_pipelines.kernels.key_groups import shard_labels
+from beam_pipelines.model.batches import batch_of_rows
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.testing import BatchStream, rows_in_seconds, stream_pipeline
+from beam_pipelines.transforms import hold
 from beam_pipelines.transforms.batching import Batch
 from beam_pipelines.transforms.hold import Hold
 
@@ -56,6 +61,31 @@ def test_rows_of_one_value_go_on_together_whatever_the_places():
         [[row(t, user) for user in users] for t in range(5)],
         shards=4,
     )
+
+
+class Timer:
+    def set(self, due, dynamic_timer_tag):
+        self.due_s = due.micros / 1e6
+
+
+@pytest.mark.parametrize("now_s", [1_000_000.0, 1_000_003.7, 1_000_009.999])
+def test_places_take_turns_and_nobody_waits_longer_than_asked(monkeypatch, now_s):
+    monkeypatch.setattr(hold.time, "time", lambda: now_s)
+    together = hold._TogetherFn(SCHEMA, 10, 4)
+    rows = batch_of_rows([row(datetime.fromtimestamp(1, UTC), "ann")], SCHEMA)
+    due_s = []
+    for place in shard_labels(4):
+        timer, bags = Timer(), [[] for _ in range(4)]
+        together.process((place, rows), timer, *(Bag(each) for each in bags))
+        assert sum(map(len, bags)) == 1
+        due_s.append(timer.due_s)
+    assert all(now_s < due <= now_s + 10 for due in due_s)
+    assert sorted(due % 10 for due in due_s) == [0, 2.5, 5, 7.5]
+
+
+class Bag:
+    def __init__(self, pages):
+        self.add = pages.append
 
 
 def test_bounded_input_passes_as_it_comes():
