@@ -162,6 +162,37 @@ def test_the_greatest_count_stays_and_the_last_note(views):
     assert stored_views(views) == [("/a", 5, "second"), ("/b", 2, None)]
 
 
+ONCE = Table("views", VIEWS.schema, VIEWS.key)
+"""Rows that come once each: none of their columns grows."""
+
+
+def test_rows_that_come_once_are_added_and_such_as_are_there_replaced(views):
+    upsert(view("/c", 1, "n"), view("/a", 5, "first"), view("/b", 1), table=ONCE)
+    before = dict(views.execute("SELECT page, xmin::text FROM views"))
+    upsert(
+        view("/d", 7), view("/b", 1), view("/a", 3, "second"), view("/a", 4, "third"), table=ONCE
+    )
+    assert stored_views(views) == [
+        ("/a", 4, "third"),
+        ("/b", 1, None),
+        ("/c", 1, "n"),
+        ("/d", 7, None),
+    ]
+    after = dict(views.execute("SELECT page, xmin::text FROM views"))
+    assert {page for page in before if before[page] == after[page]} == {"/b", "/c"}
+
+
+def test_a_table_that_refuses_a_row_for_another_reason_says_so(views, place):
+    views.execute("CREATE UNIQUE INDEX ON views (views)")
+    upsert(view("/a", 1), table=ONCE)
+    with opened(ONCE, AT_ONCE) as stored, pytest.raises(RuntimeError) as raised:
+        stored.upsert(batch_of_rows([view("/b", 1)], ONCE.schema))
+    assert str(raised.value) == (
+        f"could not write to table views of {place}: duplicate key value violates unique "
+        'constraint "views_views_idx" (SQLSTATE 23505)'
+    )
+
+
 def test_rows_of_one_key_are_merged_within_a_batch(views):
     upsert(view("/a", 5, "first"), view("/a", 9, "second"), view("/a", 7, None))
     assert stored_views(views) == [("/a", 9, None)]
