@@ -31,7 +31,7 @@ from beam_pipelines.telemetry import Counter
 from beam_pipelines.transforms.bags import taking_bags
 from beam_pipelines.transforms.gather import SHARDS, GatheringFn, require_global_window
 from beam_pipelines.transforms.journal import Journal
-from beam_pipelines.transforms.state_cache import weigh_cheaply
+from beam_pipelines.transforms.worker import tune_worker
 
 BUCKET_S = 300
 """Seconds of event time whose ids are kept and forgotten together."""
@@ -133,7 +133,7 @@ class _FirstSightsFn(beam.DoFn):
         self.duplicate = Counter("duplicate")
 
     def setup(self) -> None:
-        weigh_cheaply()
+        tune_worker()
         self.journal = Journal(self.stage, _seen_table)
 
     def start_bundle(self) -> None:

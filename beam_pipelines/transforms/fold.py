@@ -42,7 +42,7 @@ from beam_pipelines.model.records import EVENT_TIME, MAX_EVENT_TIME_US, MIN_EVEN
 from beam_pipelines.model.time_rule import SLACK_S
 from beam_pipelines.telemetry import Counter
 from beam_pipelines.transforms.bags import taking_bags
-from beam_pipelines.transforms.state_cache import weigh_cheaply
+from beam_pipelines.transforms.worker import tune_worker
 
 MINUTE_US = 60_000_000
 _SECOND_US = 1_000_000
@@ -100,7 +100,7 @@ class FoldFn(beam.DoFn):
         self.older = Counter("older_than_folded")
 
     def setup(self) -> None:
-        weigh_cheaply()
+        tune_worker()
 
     @_WITH_PENDING
     def process(

@@ -18,7 +18,7 @@ from beam_pipelines.kernels.key_groups import shard_labels
 from beam_pipelines.model.batches import BatchCoder, Rows, concatenated, schema_of
 from beam_pipelines.transforms.bags import taking_bags
 from beam_pipelines.transforms.gather import by_shard, require_global_window
-from beam_pipelines.transforms.state_cache import weigh_cheaply
+from beam_pipelines.transforms.worker import tune_worker
 
 _WITH_HELD = taking_bags(
     "held", [BagStateSpec(f"held_{number}", BytesCoder()) for number in range(4)]
@@ -91,7 +91,7 @@ class _TogetherFn(beam.DoFn):
         }
 
     def setup(self) -> None:
-        weigh_cheaply()
+        tune_worker()
 
     @_WITH_HELD
     def process(

@@ -25,7 +25,7 @@ from beam_pipelines.io.publication import listed, remove
 from beam_pipelines.model.batches import BatchCoder, Rows
 from beam_pipelines.model.span import Span
 from beam_pipelines.transforms.bags import taking_bags
-from beam_pipelines.transforms.state_cache import weigh_cheaply
+from beam_pipelines.transforms.worker import tune_worker
 
 TAIL_S = 10
 """Seconds of processing time between two writings of the open tail of a range."""
@@ -139,7 +139,7 @@ class WriteTailsFn(beam.DoFn):
         self.coder = BatchCoder(files.gathered)
 
     def setup(self) -> None:
-        weigh_cheaply()
+        tune_worker()
 
     @_WITH_PAGES
     def process(
