@@ -143,8 +143,10 @@ class PostgresTable:
         Raises:
           RuntimeError: the database can't be reached for too long, or refuses the rows.
         """
-        ordered = merged(rows, self.table).sort_by([(name, "ascending") for name in self.table.key])
-        encoded = copied(ordered, self.table)
+        distinct = merged(rows, self.table)
+        if not self.table.accumulates:  # in the order of the index; a merge sees to that itself
+            distinct = distinct.sort_by([(name, "ascending") for name in self.table.key])
+        encoded = copied(distinct, self.table)
         try:
             self.patience.repeat(lambda: self._attempt(encoded), self._passes)
         except psycopg.Error as error:  # not as the cause: its own text may show rows
