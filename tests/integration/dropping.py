@@ -8,7 +8,11 @@ import sys
 import time
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import (
+    FlinkRunnerOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+)
 from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
@@ -21,9 +25,9 @@ def of_an_hour_ago(moment: float) -> TimestampedValue:
 
 
 def main(argv: list[str]) -> None:
-    """Submit the job, and return."""
-    options = [*argv, *flink.options_for(argv, "dropping", True, os.environ)]
-    pipeline = beam.Pipeline(options=PipelineOptions(options))
+    """Start the job, and wait until it runs: until then its job server is a child of this."""
+    options = PipelineOptions([*argv, *flink.options_for(argv, "dropping", True, os.environ)])
+    pipeline = beam.Pipeline(options=options)
     _ = (
         pipeline
         | PeriodicImpulse(start_timestamp=time.time(), fire_interval=0.2)
@@ -33,6 +37,8 @@ def main(argv: list[str]) -> None:
         | beam.Map(print)
     )
     pipeline.run()
+    cluster = flink.Cluster(options.view_as(FlinkRunnerOptions).flink_master)
+    flink.wait_until_running(cluster, options.view_as(GoogleCloudOptions).job_name, print)
 
 
 if __name__ == "__main__":
