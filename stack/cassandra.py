@@ -65,7 +65,8 @@ class Cassandra(Service):
         return [
             *(java(), f"-javaagent:{jamm}", f"-Xms{heap_mb}m", f"-Xmx{heap_mb}m", "-Xss256k"),
             # Of few cores and a small heap, this collector takes less than G1.
-            *("-XX:+UseParallelGC", "-XX:MaxDirectMemorySize=256m", "-XX:+ExitOnOutOfMemoryError"),
+            *("-XX:+UseParallelGC", f"-XX:MaxDirectMemorySize={256 + heap_mb // 4}m"),
+            "-XX:+ExitOnOutOfMemoryError",
             *("-Djdk.attach.allowAttachSelf=true", "-Dio.netty.tryReflectionSetAccessible=true"),
             *(f"--add-exports={package}=ALL-UNNAMED" for package in _EXPORTS),
             *(f"--add-opens={package}=ALL-UNNAMED" for package in _OPENS),
@@ -160,12 +161,14 @@ commitlog_total_space: {heap_mb}MiB
 commitlog_disk_access_mode: auto
 disk_access_mode: mmap_index_only
 memtable_heap_space: {heap_mb // 4}MiB
+memtable_flush_writers: 1 # of one disk; the more there are, the sooner rows are written out
 memtable:
   configurations:
     trie: {{class_name: TrieMemtable}}
     default: {{inherits: trie}}
-memtable_offheap_space: 64MiB
-memtable_allocation_type: heap_buffers
+# Rows wait outside the heap, where its collector doesn't look at them.
+memtable_offheap_space: {heap_mb // 4}MiB
+memtable_allocation_type: offheap_objects
 key_cache_size: 16MiB
 counter_cache_size: 0MiB
 row_cache_size: 0MiB
