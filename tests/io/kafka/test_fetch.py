@@ -140,10 +140,14 @@ def test_partitions_of_one_number_are_told_apart_by_their_topics(fetcher):
     }
 
 
-def test_it_waits_for_the_first_record_and_gathers_a_slice_from_then_on(fetcher):
+@pytest.mark.parametrize(("partitions", "slice_s"), [(2, 0.11), (16, 0.18)])
+def test_it_waits_for_the_first_record_and_gathers_a_slice_from_then_on(
+    fetcher, partitions, slice_s
+):
+    fetcher.assign({("activity", number): 5 for number in range(partitions)})
     fetcher._consumer.chunks = [[Message(0, 5, time_ms=49_000)]]
     fetcher.fetch(1.0)
-    assert fetcher._consumer.asked == [(1, 1.0), (500, fetch.SLICE_S)]
+    assert fetcher._consumer.asked == [(1, 1.0), (500, pytest.approx(slice_s))]
 
 
 def test_a_slice_of_old_records_is_longer(fetcher):
