@@ -155,8 +155,8 @@ class Run:
         finally:
             for producer in producers:
                 producer.send_signal(signal.SIGTERM)
-            for producer in producers:
-                producer.wait(120)
+            ended = [producer.wait(120) for producer in producers]
+        assert ended == [0, 0]
 
     def workers(self) -> list[int]:
         """Return the ids of the processes that run the job's Python.

@@ -2,29 +2,16 @@
 dropped, and it goes on from its savepoint only where its offsets mean what they meant."""
 
 import re
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from tests.faults.run import RULES, Run
-from tests.integration.job import (
-    REPOSITORY,
-    Topics,
-    counters,
-    event,
-    far_future,
-    first_failure,
-    trouble,
-)
+from tests.integration.job import Topics, counters, event, far_future, first_failure, trouble
 from tests.oracle.oracle import Oracle, Rules
 
-PRODUCER = REPOSITORY / "scripts/producer.py"
 PRODUCING_S = 30
 LAST_EVENT_S = 5
 
@@ -62,9 +49,10 @@ def outcome(cluster, tmp_path_factory):
     topics = Topics(run.ends.bootstrap_servers)
     inputs = f"kafka:{run.topic},{topics.make(partitions=1)}"
     run.submit(f"--input={inputs}")
-    with producing(run):
+    with run.producing():
         now_us = time.time_ns() // 1000
         topics.send(run.topic, [*far_future(now_us), *trouble(now_us, seed=2)])
+        time.sleep(PRODUCING_S)
     time.sleep(LAST_EVENT_S)  # on its own, in a window that nothing follows
     topics.send(run.topic, [("last", event(time.time_ns() // 1000, user="last"))])
     truth = run.truth()
@@ -81,27 +69,6 @@ def outcome(cluster, tmp_path_factory):
         restarts,
         run.jobs.stop(run.job),
     )
-
-
-@contextmanager
-def producing(run: Run) -> Iterator[None]:
-    """Send events as they happen, for a while: on time, late, too late, twice, unreadable."""
-    kinds = {
-        "late": ("--rate=500", "--users=500", "--resends=0.1", "--late_s=4.5", "--seed=1"),
-        "too late": ("--rate=25", "--users=50", "--late=0.5", "--late_s=30", "--seed=2"),
-    }
-    where = f"--kafka_bootstrap_servers={run.ends.bootstrap_servers}", f"--topic={run.topic}"
-    producers = [
-        subprocess.Popen(
-            [sys.executable, PRODUCER, *where, f"--duration_s={PRODUCING_S}", *flags],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for flags in kinds.values()
-    ]
-    yield
-    assert [producer.wait(PRODUCING_S + 120) for producer in producers] == [0, 0]
 
 
 def number_of_restarts(run: Run) -> int:
