@@ -381,7 +381,8 @@ def test_init_db_sql_makes_the_tables_of_activity():
         for table in TABLES:
             declared_tables.execute(create_table_sql(table))
         for statement in made.extract_statements(INIT_SQL.read_text()):
-            if statement.type is not duckdb.StatementType.ALTER:  # storage, which is Postgres' own
+            own = statement.type is duckdb.StatementType.ALTER or " brin " in statement.query
+            if not own:  # storage and a kind of index, which are Postgres' own
                 made.execute(statement)
         assert described(made) == described(declared_tables)
 
