@@ -176,7 +176,6 @@ class Publisher:
             for key, value, headers in rows:
                 self._publish_one(key, value, headers)
         self._published += len(records.keys)
-        self._raise_failures()
 
     def flush(self) -> int:
         """Wait until all records were delivered; returns how many since the last time."""
