@@ -21,6 +21,7 @@ _BEAMS_DEFAULT = -1
 # which then clears the pages anew: 5 % of a busy machine's time. Arrow's allocator, mimalloc,
 # would after 10 ms.
 _MALLOC = {
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
     "MALLOC_TOP_PAD_": str(16 << 20),

@@ -47,7 +47,7 @@ METRICS = f"""\
 
 def caught_up(name: str, *read: int, others: float = 0.0) -> CatchUp:
     samples = [Sample(float(second), {READ: count}) for second, count in enumerate(read)]
-    return CatchUp(name, samples, {"workers": 1.5, OTHERS: others}, {}, {"Parse": 2.0})
+    return CatchUp(name, samples[0], samples, {"workers": 1.5, OTHERS: others}, {}, {"Parse": 2.0})
 
 
 def test_counters_are_those_of_one_job_under_their_own_names():
@@ -77,10 +77,10 @@ def test_watching_begins_with_the_first_event_and_ends_with_the_last(monkeypatch
         return now
 
     checked = []
-    samples, cores = watch(
+    begun, samples, cores = watch(
         progress, lambda c: c[READ] == 8, lambda: checked.append(1), CpuClock({}), lambda _: None
     )
-    assert [sample.counts for sample in samples] == [{READ: 5}, {READ: 8}]
+    assert [sample.counts for sample in (begun, *samples)] == [{READ: 5}, {READ: 5}, {READ: 8}]
     assert len(checked) == 5
     assert set(cores) == {OTHERS}
 
@@ -90,11 +90,29 @@ def test_watching_ends_at_its_limit(monkeypatch):
     monkeypatch.setattr("bench.flink.watch.time.sleep", lambda _: None)
     monkeypatch.setattr("bench.flink.watch.time.monotonic", lambda: float(next(clock)))
     counts = iter(range(5, 100, 5))
-    samples, _ = watch(
+    _, samples, _ = watch(
         lambda: {READ: next(counts)}, lambda _: False, lambda: None, CpuClock({}),
         lambda _: None, limit_s=30,
     )  # fmt: skip
     assert samples[-1].at_s - samples[0].at_s >= 30 > samples[-2].at_s - samples[0].at_s
+
+
+def test_the_first_half_minute_of_work_is_told_apart(monkeypatch):
+    now_s = [0.0]
+    monkeypatch.setattr("bench.flink.watch.PERIOD_S", 10.0)
+    monkeypatch.setattr(
+        "bench.flink.watch.time.sleep", lambda s: now_s.__setitem__(0, now_s[0] + s)
+    )
+    monkeypatch.setattr("bench.flink.watch.time.monotonic", lambda: now_s[0])
+    counts = iter([0, 0, 5, 10, 20, 40, 90, 140])
+    begun, samples, cores = watch(
+        lambda: {READ: next(counts)}, lambda c: c[READ] == 140, lambda: None, CpuClock({}),
+        lambda _: None,
+    )  # fmt: skip
+    assert [sample.counts[READ] for sample in samples] == [40, 90, 140]
+    run = CatchUp(WHOLE, begun, samples, cores, {}, {})
+    assert run.per_s == 5.0  # in 20 s
+    assert run.per_s_with_warm_up == 2.7  # in 50
 
 
 def test_a_job_that_stands_still_is_given_up(monkeypatch):

@@ -4,7 +4,9 @@ Starts a platform of its own, fills a topic, lets the pipeline and its peers cat
 it, and measures latency at a steady rate. Prints a report and writes it as JSON. Takes
 about an hour; the topic stays for the next time. Broker and databases share the cores with
 what is measured, as does whatever else runs on the machine: the report says how much that
-is. Exit code 1: a part failed. Missing a target is reported, and no failure.
+is. The first half minute of each job's work, in which virtual machines compile, is no part
+of its speed; the report has the speed with it, too. Exit code 1: a part failed. Missing a
+target is reported, and no failure.
 """
 
 import argparse
@@ -100,7 +102,7 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
         help="rate at which the backlog is appended (50000: 30 M span ten minutes)")  # fmt: skip
     add("--partitions", type=positive, default=4, help="of the backlog (4)")
     add("--peer_limit_s", type=positive, default=900,
-        help="seconds of catching up after which a peer's speed is taken (900)")  # fmt: skip
+        help="seconds after the warm-up after which a peer's speed is taken (900)")  # fmt: skip
     add("--offered_per_s", type=positive, default=20_000,
         help="rate at which latency is measured (20000)")  # fmt: skip
     add("--latency_s", type=positive, default=360,

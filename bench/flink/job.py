@@ -153,5 +153,5 @@ def catch_up(
     say(f"{kind}: {events:,} events of {topic}")
     with platform.fresh(*SERVICES[kind]), started(platform, kind, topic) as (job, driver):
         clock = platform.cpu({"driver": driver})
-        samples, cores = watch(job.counters, done, job.check, clock, say)
-        return CatchUp(kind, samples, cores, job.checkpoints(), job.steps())
+        begun, samples, cores = watch(job.counters, done, job.check, clock, say)
+        return CatchUp(kind, begun, samples, cores, job.checkpoints(), job.steps())

@@ -19,7 +19,8 @@ def flink_sql(
 ) -> CatchUp:
     """Let Flink SQL catch up, on a cluster like ours; done when its source has read all.
 
-    Here and below, what was read after `limit_s` seconds is the result, if that is sooner.
+    Here and below, what was read `limit_s` seconds after the warm-up is the result, if that is
+    sooner.
     """
     say(f"{FLINK_SQL}: {events:,} events of {topic}")
     with (
@@ -32,7 +33,7 @@ def flink_sql(
             raise RuntimeError(f"the job was not submitted:\n{platform.tail('flink_sql')}")
         running = Job(platform, _job_id(platform, flink_sql_peer.JOB_NAME))
         try:
-            samples, cores = watch(
+            begun, samples, cores = watch(
                 lambda: flink_sql_read(platform.taskmanager_metrics(), running.job_id),
                 lambda counts: counts[READ] == events,
                 running.check,
@@ -40,7 +41,7 @@ def flink_sql(
                 say,
                 limit_s,
             )
-            return CatchUp(FLINK_SQL, samples, cores, running.checkpoints(), {})
+            return CatchUp(FLINK_SQL, begun, samples, cores, running.checkpoints(), {})
         finally:
             running.cancel()
 
@@ -61,7 +62,7 @@ def spark(
                 raise RuntimeError(f"Spark ended:\n{platform.tail('spark')}")
 
         clock = platform.cpu({"spark": run.pid})
-        samples, cores = watch(
+        begun, samples, cores = watch(
             lambda: _spark_read(progress),
             lambda counts: counts[READ] == events,
             check,
@@ -69,7 +70,7 @@ def spark(
             say,
             limit_s,
         )
-        return CatchUp(SPARK, samples, cores, {}, {})
+        return CatchUp(SPARK, begun, samples, cores, {}, {})
 
 
 def _spark_read(progress: Path) -> dict[str, int]:

@@ -9,7 +9,7 @@ import numpy as np
 from bench.flink.job import CORE, WHOLE
 from bench.flink.latency import Latency
 from bench.flink.processes import OTHERS
-from bench.flink.watch import READ, CatchUp
+from bench.flink.watch import READ, WARM_UP_S, CatchUp
 from bench.measure import Goal
 
 GOALS = {CORE: Goal(150_000, 300_000), WHOLE: Goal(60_000, 120_000)}
@@ -80,6 +80,7 @@ def _details(each: CatchUp) -> Iterator[str]:
         yield f"  disturbed: others used {each.cores[OTHERS]:.2f} cores of this machine"
     quarters = ", ".join(f"{rate:,.0f}" for rate in each.per_s_by_quarter)
     yield f"  events/s by quarter of the backlog: {quarters}"
+    yield f"  with the warm-up of {WARM_UP_S:.0f} s: {each.per_s_with_warm_up:,.0f} events/s"
     if each.checkpoints:
         yield (
             "  checkpoints: {completed} ({failed} failed), at most {max_mb:,.0f} MB in full, "
@@ -156,6 +157,7 @@ def _catch_up_json(each: CatchUp) -> dict[str, Any]:
         "events": each.events,
         "seconds": round(each.seconds, 1),
         "events_per_s": round(each.per_s),
+        "events_per_s_with_warm_up": round(each.per_s_with_warm_up),
         "events_per_s_by_quarter": [round(rate) for rate in each.per_s_by_quarter],
         "cores": {name: round(used, 3) for name, used in each.cores.items()},
         "checkpoints": dict(each.checkpoints),

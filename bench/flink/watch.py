@@ -14,6 +14,8 @@ from bench.flink.processes import CpuClock
 READ = "read"
 PERIOD_S = 5.0
 """A look at the counters has its price: the reporter writes out thousands of metrics."""
+WARM_UP_S = 30.0
+"""Seconds from a job's first event on whose work is told apart: virtual machines compile then."""
 STALLED_S = 300.0
 """Seconds without any progress after which a job is given up."""
 
@@ -34,13 +36,15 @@ class CatchUp:
 
     Args:
       name: Of what was measured.
-      samples: From the first one that had read something to the first one that was done.
+      begun: The first sample that had read something.
+      samples: From the last one of the warm-up to the first one that was done.
       cores: Cores in use, by process, on average between the two.
       checkpoints: What Flink tells of them; empty where it isn't Flink.
       stages: Seconds in the worker by step, over all its threads; empty where unknown.
     """
 
     name: str
+    begun: Sample
     samples: Sequence[Sample]
     cores: Mapping[str, float]
     checkpoints: Mapping[str, Any]
@@ -60,6 +64,12 @@ class CatchUp:
     def per_s(self) -> float:
         """Events per second."""
         return self.events / self.seconds
+
+    @property
+    def per_s_with_warm_up(self) -> float:
+        """Events per second from the first sample that had read something."""
+        last = self.samples[-1]
+        return (last.counts[READ] - self.begun.counts[READ]) / (last.at_s - self.begun.at_s)
 
     @property
     def per_s_by_quarter(self) -> list[float]:
@@ -83,8 +93,12 @@ def watch(
     clock: CpuClock,
     say: Callable[[str], None],
     limit_s: float = math.inf,
-) -> tuple[list[Sample], dict[str, float]]:
-    """Sample until a job has caught up; returns the samples, and the cores it used.
+) -> tuple[Sample, list[Sample], dict[str, float]]:
+    """Sample until a job has caught up.
+
+    Returns:
+      The first sample that had read something; those from the last one of the warm-up on; and
+      the cores in use since that.
 
     Args:
       progress: Returns the counters, `READ` among them; it may raise OSError meanwhile.
@@ -92,11 +106,12 @@ def watch(
       check: Raises where the job has failed.
       clock: Of the processes that matter.
       say: Is told how far it is.
-      limit_s: Seconds from the first event on after which the last sample is taken.
+      limit_s: Seconds from the end of the warm-up on after which the last sample is taken.
 
     Raises:
       TimeoutError: nothing has moved for STALLED_S.
     """
+    begun: Sample | None = None
     samples: list[Sample] = []
     before = clock.read()
     moved_s = said_s = time.monotonic()
@@ -108,13 +123,16 @@ def watch(
             counts = {}
         now_s = time.monotonic()
         if counts.get(READ, 0):
-            if not samples:
-                before = clock.read()
+            sample = Sample(now_s, counts)
             if not samples or counts != samples[-1].counts:
                 moved_s = now_s
-            samples.append(Sample(now_s, counts))
-            if done(counts) or now_s - samples[0].at_s >= limit_s:
-                return samples, clock.read().since(before)
+            begun = begun or sample
+            if done(counts) or (samples and now_s - samples[0].at_s >= limit_s):
+                return begun, [*samples, sample], clock.read().since(before)
+            if now_s - begun.at_s <= WARM_UP_S:
+                before = clock.read()
+                samples.clear()
+            samples.append(sample)
         if now_s - moved_s > STALLED_S:
             raise TimeoutError(f"nothing has moved for {STALLED_S:.0f} s, at {dict(counts)}")
         if samples and now_s - said_s > 15:
