@@ -63,13 +63,12 @@ class CatchUp:
     @property
     def per_s(self) -> float:
         """Events per second."""
-        return self.events / self.seconds
+        return _per_s(self.samples[0], self.samples[-1])
 
     @property
     def per_s_with_warm_up(self) -> float:
         """Events per second from the first sample that had read something."""
-        last = self.samples[-1]
-        return (last.counts[READ] - self.begun.counts[READ]) / (last.at_s - self.begun.at_s)
+        return _per_s(self.begun, self.samples[-1])
 
     @property
     def per_s_by_quarter(self) -> list[float]:
@@ -81,9 +80,13 @@ class CatchUp:
             for border in borders
         ]
         return [
-            (b.counts[READ] - a.counts[READ]) / (b.at_s - a.at_s) if b.at_s > a.at_s else 0.0
+            _per_s(a, b) if b.at_s > a.at_s else 0.0
             for a, b in zip(reached, [*reached[1:], last], strict=True)
         ]
+
+
+def _per_s(first: Sample, last: Sample) -> float:
+    return (last.counts[READ] - first.counts[READ]) / (last.at_s - first.at_s)
 
 
 def watch(
@@ -96,10 +99,6 @@ def watch(
 ) -> tuple[Sample, list[Sample], dict[str, float]]:
     """Sample until a job has caught up.
 
-    Returns:
-      The first sample that had read something; those from the last one of the warm-up on; and
-      the cores in use since that.
-
     Args:
       progress: Returns the counters, `READ` among them; it may raise OSError meanwhile.
       done: Whether these counters mean that nothing is left to do.
@@ -107,6 +106,10 @@ def watch(
       clock: Of the processes that matter.
       say: Is told how far it is.
       limit_s: Seconds from the end of the warm-up on after which the last sample is taken.
+
+    Returns:
+      The first sample that had read something; those from the last one of the warm-up on; and
+      the cores in use since that.
 
     Raises:
       TimeoutError: nothing has moved for STALLED_S.
@@ -135,10 +138,10 @@ def watch(
             samples.append(sample)
         if now_s - moved_s > STALLED_S:
             raise TimeoutError(f"nothing has moved for {STALLED_S:.0f} s, at {dict(counts)}")
-        if samples and now_s - said_s > 15:
+        if begun and now_s - said_s > 15:
             said_s = now_s
-            passed = max(now_s - samples[0].at_s, PERIOD_S)
-            rate = (counts.get(READ, 0) - samples[0].counts[READ]) / passed
+            passed = max(now_s - begun.at_s, PERIOD_S)
+            rate = (counts.get(READ, 0) - begun.counts[READ]) / passed
             say(f"  read {counts.get(READ, 0):,}, {rate:,.0f}/s so far")
         time.sleep(PERIOD_S)
 
