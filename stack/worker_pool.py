@@ -19,7 +19,8 @@ _BEAMS_DEFAULT = -1
 
 # Batches take megabytes for milliseconds. glibc would give them back to the system each time,
 # which then clears the pages anew: 5 % of a busy machine's time. Arrow's allocator, mimalloc,
-# would after 10 ms.
+# would after 10 ms. With one arena for all threads, where each had its own, a worker of the
+# whole job took 4,800 new pages a second instead of 11,800, and had 1.3 GB resident, not 1.9.
 _MALLOC = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
