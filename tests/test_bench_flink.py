@@ -97,13 +97,27 @@ def test_watching_ends_at_its_limit(monkeypatch):
     assert samples[-1].at_s - samples[0].at_s >= 30 > samples[-2].at_s - samples[0].at_s
 
 
-def test_the_first_half_minute_of_work_is_told_apart(monkeypatch):
+@pytest.fixture
+def each_look_10_s_later(monkeypatch):
     now_s = [0.0]
     monkeypatch.setattr("bench.flink.watch.PERIOD_S", 10.0)
     monkeypatch.setattr(
         "bench.flink.watch.time.sleep", lambda s: now_s.__setitem__(0, now_s[0] + s)
     )
     monkeypatch.setattr("bench.flink.watch.time.monotonic", lambda: now_s[0])
+
+
+def test_a_job_that_is_done_within_the_warm_up_is_measured_whole(each_look_10_s_later):
+    counts = iter([0, 5, 10, 20, 45])
+    begun, samples, _ = watch(
+        lambda: {READ: next(counts)}, lambda c: c[READ] == 45, lambda: None, CpuClock({}),
+        lambda _: None, limit_s=5,
+    )  # fmt: skip
+    assert samples[0] == begun
+    assert [sample.counts[READ] for sample in samples] == [5, 10, 20, 45]
+
+
+def test_the_first_half_minute_of_work_is_told_apart(each_look_10_s_later):
     counts = iter([0, 0, 5, 10, 20, 40, 90, 140])
     begun, samples, cores = watch(
         lambda: {READ: next(counts)}, lambda c: c[READ] == 140, lambda: None, CpuClock({}),

@@ -37,7 +37,8 @@ class CatchUp:
     Args:
       name: Of what was measured.
       begun: The first sample that had read something.
-      samples: From the last one of the warm-up to the first one that was done.
+      samples: From the end of the warm-up, or `begun` where the job was done by then, to the first
+        one that was done.
       cores: Cores in use, by process, on average between the two.
       checkpoints: What Flink tells of them; empty where it isn't Flink.
       stages: Seconds in the worker by step, over all its threads; empty where unknown.
@@ -108,13 +109,14 @@ def watch(
       limit_s: Seconds from the end of the warm-up on after which the last sample is taken.
 
     Returns:
-      The first sample that had read something; those from the last one of the warm-up on; and
-      the cores in use since that.
+      The first sample that had read something; those from the end of the warm-up on, all of them
+      where the job was done by then; and the cores in use meanwhile.
 
     Raises:
       TimeoutError: nothing has moved for STALLED_S.
     """
     begun: Sample | None = None
+    warm = False
     samples: list[Sample] = []
     before = clock.read()
     moved_s = said_s = time.monotonic()
@@ -129,13 +131,13 @@ def watch(
             sample = Sample(now_s, counts)
             if not samples or counts != samples[-1].counts:
                 moved_s = now_s
-            begun = begun or sample
-            if done(counts) or (samples and now_s - samples[0].at_s >= limit_s):
-                return begun, [*samples, sample], clock.read().since(before)
-            if now_s - begun.at_s <= WARM_UP_S:
-                before = clock.read()
-                samples.clear()
+            if begun is None:
+                begun, before = sample, clock.read()
             samples.append(sample)
+            if done(counts) or (warm and now_s - samples[0].at_s >= limit_s):
+                return begun, samples, clock.read().since(before)
+            if not warm and now_s - begun.at_s >= WARM_UP_S:
+                warm, samples, before = True, [sample], clock.read()
         if now_s - moved_s > STALLED_S:
             raise TimeoutError(f"nothing has moved for {STALLED_S:.0f} s, at {dict(counts)}")
         if begun and now_s - said_s > 15:
