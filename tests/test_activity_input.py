@@ -219,6 +219,27 @@ def test_lines_of_an_access_log_are_page_views_each_of_its_own(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_link_beside_its_file_counts_nothing_twice_and_is_named(link, tmp_path, capsys):
+    log = written(tmp_path / "access-2026-01-05.log", ACCESS_LOG[:1] * 10)
+    link(log, tmp_path / "access.log")  # as Apache's rotatelogs -L makes one
+    patterns, out = f"{tmp_path}/*.log,{tmp_path}/./access.log", tmp_path / "out"
+    assert main([f"--input={patterns}", f"--output={out}", AS_OF]) == 0
+    assert tables(out)["page_view_counts"] == [(nine(0), nine(1), "/a", 10)]
+    lake = f"{out}/lake/**/*.parquet"
+    assert query(out, f"SELECT DISTINCT topic FROM '{lake}'") == [(str(log),)]
+    complaints = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert len(complaints) == 2
+    assert all("it is the same file as" in line for line in complaints)
+
+
+def test_a_file_name_that_is_not_utf8_is_misuse(tmp_path, capsys):
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.ndjson", "wb") as stream:
+        stream.write(lines_of([event(0)])[0])
+    assert main([f"--input={tmp_path}/c*.ndjson", f"--output={tmp_path}/out"]) == 2
+    assert r"/caf\xe9.ndjson' is not UTF-8" in capsys.readouterr().err
+
+
 SAME_TIME = [
     event(0, event_id="e1"),
     event(0, event_id="e1", url="/a", more="other bytes"),

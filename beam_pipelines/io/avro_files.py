@@ -66,7 +66,7 @@ class ReadAvroFiles(beam.PTransform):
       files: What to read, as `files.match` found it.
 
     Raises:
-      ValueError: (at run time) a file has changed its size, isn't an Avro container, is
+      ValueError: (at run time) a file was changed, isn't an Avro container, is
         compressed in an unknown way, or is corrupt.
     """
 

@@ -2,6 +2,7 @@
 
 import glob
 import gzip
+import logging
 import os
 import zlib
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ BLOCK_BYTES = 8 << 20
 MAX_BATCH_RECORDS = 50_000
 MAX_LINE_BYTES = 256 << 20
 
+_LOGGER = logging.getLogger(__name__)
+
 _BEGINNING_BYTES = 64 << 10
 _GZIP_MAGIC = b"\x1f\x8b"
 _AVRO_MAGIC = b"Obj\x01"
@@ -43,12 +46,17 @@ class InputFile:
 def match(pattern: str) -> list[InputFile]:
     """Return the files that a pattern matches, each once, sorted by path.
 
+    Of several names of one file (symbolic and hard links, `./a` for `a`) one is taken, and
+    a warning names the others: a name that is no link rather than one that is, then one
+    whose folders are no links, then the first by its absolute path.
+
     Args:
       pattern: A path, a glob (`**` spans folders), or several of them with commas between.
         Folders are skipped.
 
     Raises:
       FileNotFoundError: one of them matches no file.
+      ValueError: the name of a file is not UTF-8.
     """
     paths: set[str] = set()
     for part in pattern.split(","):
@@ -60,8 +68,44 @@ def match(pattern: str) -> list[InputFile]:
                 f"no file matches {part!r}; give a path or a pattern, e.g. 'logs/*.gz'"
             )
         paths.update(files)
-    stats = [(path, os.stat(path)) for path in sorted(paths)]
+    names: dict[object, list[str]] = {}
+    for path in sorted(paths):
+        _require_utf8(path)
+        names.setdefault(_file_behind(path), []).append(path)
+    taken = sorted(_without_links(same) for same in names.values())
+    stats = [(path, os.stat(path)) for path in taken]
     return [InputFile(path, stat.st_size, stat.st_mtime_ns // 1_000) for path, stat in stats]
+
+
+def _require_utf8(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"the name of the file {os.fsencode(path)!r} is not UTF-8, as the lake's and the "
+            "dead letters' text is; rename it"
+        ) from None
+
+
+def _file_behind(path: str) -> object:
+    """Return what the names of one file have in common."""
+    stat = os.stat(path)
+    # Some file systems number no files.
+    return (stat.st_dev, stat.st_ino) if stat.st_ino else os.path.realpath(path)
+
+
+def _without_links(same: list[str]) -> str:
+    """Return one of the names of a file, and warn of the others."""
+
+    def rank(path: str) -> tuple[bool, bool, str, str]:
+        absolute = os.path.abspath(path)
+        return os.path.islink(path), os.path.realpath(path) != absolute, absolute, path
+
+    taken = min(same, key=rank)
+    for path in same:
+        if path != taken:
+            _LOGGER.warning("%r is left out: it is the same file as %r", path, taken)
+    return taken
 
 
 def detect_format(path: str) -> str | None:
@@ -135,13 +179,26 @@ def read_block(stream: BinaryIO, path: str, offset: int, size_bytes: int = BLOCK
 
 
 def check_unchanged(file: InputFile) -> None:
-    """Raise ValueError where a file has another size than when it was matched."""
-    size_bytes = os.path.getsize(file.path)
-    if size_bytes != file.size_bytes:
+    """Raise ValueError where a file is not what it was when it was matched.
+
+    A file that was rewritten with as many bytes tells it by its time of modification.
+    """
+    stat = os.stat(file.path)
+    if stat.st_size != file.size_bytes:
         raise ValueError(
-            f"{file.path} had {file.size_bytes} bytes when the run began and has {size_bytes} "
+            f"{file.path} had {file.size_bytes} bytes when the run began and has {stat.st_size} "
             "now; read files that nobody writes any more"
         )
+    if stat.st_mtime_ns // 1_000 != file.modified_us:
+        raise ValueError(
+            f"{file.path} was modified while it was read: at {_shown_time(file.modified_us)} "
+            f"when the run began, at {_shown_time(stat.st_mtime_ns // 1_000)} now; read files "
+            "that nobody writes any more"
+        )
+
+
+def _shown_time(micros: int) -> str:
+    return str(np.datetime64(micros, "us")) + "Z"
 
 
 class SpanCutter:
@@ -205,8 +262,8 @@ class ReadLines(beam.PTransform):
       files: What to read, as `match` found it.
 
     Raises:
-      ValueError: (at run time) a file has changed its size, a gzip stream is corrupt or cut
-        short, or a line is longer than `MAX_LINE_BYTES`.
+      ValueError: (at run time) a file was changed, a gzip stream is corrupt or cut short, or
+        a line is longer than `MAX_LINE_BYTES`.
     """
 
     files: list[InputFile]
@@ -252,6 +309,7 @@ def read_lines(
             for span, batch in spans.cut(lines, next_offset, at_end):
                 yield span, batch
                 if span.last and range_start is not None:
+                    check_unchanged(file)
                     return
 
 

@@ -186,6 +186,20 @@ def test_a_file_that_grows_while_it_is_read_is_an_error(tmp_path):
         list(spans)
 
 
+@pytest.mark.parametrize("range_bytes", [8, 1_000])
+def test_a_file_rewritten_with_as_many_bytes_while_it_is_read_is_an_error(tmp_path, range_bytes):
+    path = tmp_path / "live.log"
+    path.write_bytes(b"one\n" * 100)
+    os.utime(path, (1_000, 1_000))
+    spans = read_lines(match(str(path))[0], 0, range_bytes=range_bytes, block_bytes=10)
+    next(spans)
+    path.write_bytes(b"two\n" * 100)
+    os.utime(path, ns=(0, 1_500_000_000_000))
+    expected = r"live\.log was modified .* 1970-01-01T00:16:40\.000000Z .*T00:25:00\.000000Z now"
+    with pytest.raises(ValueError, match=expected):
+        list(spans)
+
+
 def test_the_transform_reads_ranges_of_plain_files_and_whole_gzip_files(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "RANGE_BYTES", 10)
     monkeypatch.setattr(read_lines, "__kwdefaults__", {"range_bytes": 10, "block_bytes": 4})
@@ -227,6 +241,40 @@ def test_patterns_match_each_file_once_sorted_and_no_folders(tmp_path):
     assert names == ["a.log", "a[1].log", "b.log", "deep/c.log"]
     modified_us = os.stat(tmp_path / "a.log").st_mtime_ns // 1_000
     assert (found[0].size_bytes, found[0].modified_us) == (2, modified_us)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_of_the_names_of_one_file_one_is_read_and_the_others_are_named(tmp_path, caplog, link):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "b.log").write_bytes(b"x\n")
+    link(tmp_path / "b.log", tmp_path / "c.log")
+    link(tmp_path / "b.log", tmp_path / "folder" / "d.log")
+    os.symlink(tmp_path / "folder", tmp_path / "a_folder")
+    os.symlink(tmp_path / "b.log", tmp_path / "a.log")
+    (tmp_path / "other.log").write_bytes(b"x\n")
+    found = match(f"{tmp_path}/*.log,{tmp_path}/./b.log,{tmp_path}/*/*.log")
+    # The first that is no link, within folders that are none.
+    assert [os.path.relpath(file.path, tmp_path) for file in found] == ["b.log", "other.log"]
+    assert found[0].path == f"{tmp_path}/./b.log"
+    left_out = ("a.log", "a_folder/d.log", "b.log", "c.log", "folder/d.log")
+    assert caplog.messages == [
+        f"'{tmp_path}/{name}' is left out: it is the same file as '{found[0].path}'"
+        for name in left_out
+    ]
+
+
+def test_a_link_to_a_file_that_nothing_else_names_is_read_by_its_own_name(tmp_path, caplog):
+    (tmp_path / "data").write_bytes(b"x\n")
+    os.symlink(tmp_path / "data", tmp_path / "current.log")
+    assert [file.path for file in match(f"{tmp_path}/*.log")] == [f"{tmp_path}/current.log"]
+    assert caplog.messages == []
+
+
+def test_a_file_whose_name_is_not_utf8_is_refused_by_its_name(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.log", "wb") as stream:
+        stream.write(b"x\n")
+    with pytest.raises(ValueError, match=r"the file b'.*/caf\\xe9\.log' is not UTF-8.*rename it"):
+        match(f"{tmp_path}/c*.log")
 
 
 def test_a_pattern_without_a_file_is_an_error(tmp_path):
