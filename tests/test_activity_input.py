@@ -219,6 +219,20 @@ def test_lines_of_an_access_log_are_page_views_each_of_its_own(tmp_path):
     ]
 
 
+def test_the_log_of_other_virtual_hosts_counts_its_clients(tmp_path):
+    (tmp_path / "logs").mkdir()
+    written(tmp_path / "logs" / "access.log", ACCESS_LOG[:2])
+    others = [b"example.com:80 " + ACCESS_LOG[0], b"example.com " + ACCESS_LOG[0]]
+    written(tmp_path / "logs" / "other_vhosts_access.log", others)
+    out = tmp_path / "out"
+    assert main([f"--input={tmp_path}/logs/*.log", f"--output={out}", AS_OF]) == 0
+    assert tables(out)["page_view_counts"] == [(nine(0), nine(1), "/a", 3)]
+    assert query(out, "SELECT user_id, page_views FROM user_sessions") == [("192.0.2.7", 3)]
+    assert [(letter["payload"], letter["reason"]) for letter in dead_letters(out)] == [
+        (others[1], "not_access_log")
+    ]
+
+
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 def test_a_link_beside_its_file_counts_nothing_twice_and_is_named(link, tmp_path, capsys):
     log = written(tmp_path / "access-2026-01-05.log", ACCESS_LOG[:1] * 10)

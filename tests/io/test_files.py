@@ -296,6 +296,8 @@ EVENT = b'{"event_time":"2026-01-05T09:00:00Z","page_url":"/ [x] \\"y\\""}\n'
         (EVENT * 3, "ndjson"),
         (b"\n\r\n  " + EVENT + b"garbage\n" * 9, "ndjson"),
         (LOG_LINE, "access_log"),
+        (b"example.com:80 " + LOG_LINE, "access_log"),
+        (b"[::1]:80 " + LOG_LINE, "access_log"),
         (LOG_LINE * 60 + EVENT * 40 + EVENT * 500, "access_log"),
         (b"Obj\x01\x02whatever", "avro"),
         (b"", None),
