@@ -165,6 +165,26 @@ def test_foreign_names_are_mapped(tmp_path):
     assert tables(out) == MORNING_TABLES
 
 
+def test_epoch_seconds_are_refused_with_the_remedy_and_milliseconds_are_read(tmp_path):
+    seconds = [record | {"event_time": unix_ms(record) // 1_000} for record in MORNING]
+    milliseconds = [record | {"event_time": unix_ms(record)} for record in MORNING]
+    lines = lines_of([*seconds, *milliseconds] * 4)  # enough to be cut by their layout
+    source, out = written(tmp_path / "a.ndjson", lines), tmp_path / "out"
+    flags = [f"--input={source}", f"--output={out}", AS_OF, "--dedupe=payload"]
+    assert main(flags) == 0
+    assert verdicts(out) == {"invalid": 44, "on_time": 44, "accepted": 10, "duplicate": 34}
+    assert query(out, "SELECT DISTINCT year(event_time) FROM events") == [(2026,)]
+    assert {letter["reason"] for letter in dead_letters(out)} == {"epoch_seconds"}
+    assert dead_letters(out)[0]["message"] == (
+        "event_time is 1767603600, which must be seconds; send milliseconds since 1970 "
+        "(1767603600000) or an RFC 3339 text"
+    )
+
+
+def unix_ms(record: Mapping[str, Any]) -> int:
+    return int(datetime.fromisoformat(record["event_time"]).timestamp() * 1_000)
+
+
 @pytest.mark.parametrize("codec", ["null", "deflate"])
 def test_an_avro_file_gives_what_its_events_as_json_give(codec, tmp_path):
     text = [{"name": name, "type": "string"} for name in ("user_id", "page_url", "event_type")]

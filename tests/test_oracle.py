@@ -140,8 +140,8 @@ def behind_virtual_hosts(line: bytes) -> bytes:
 
 
 def in_a_format_of_ones_own(line: bytes) -> bytes:
-    kinds = (b"example.com ", b"", b"example.com:80 ", b"::1 ", b"example.com:https ")
-    return kinds[len(line) % 5] + line
+    kinds = (b"example.com ", b"", b"example.com:80 ", b"::1 ", b"h:http ", b"h:1 ", b"")
+    return kinds[len(line) % 7] + line
 
 
 @pytest.mark.skipif(not ACCESS_LOG.exists(), reason=f"{ACCESS_LOG} isn't there")
@@ -151,6 +151,17 @@ def test_a_real_access_log_gives_what_the_oracle_says(write, tmp_path):
     log = written(tmp_path / "access.log", lines)
     oracle = oracle_of_lines(log, lines, "access_log", Rules(AS_OF_US, dedupe="coordinates"))
     assert run(tmp_path / "out", f"--input={log}", f"--as_of={AS_OF_US // 1000}") == 0
+    assert oracle.differences(tmp_path / "out") == []
+
+
+def test_numbers_for_times_give_what_the_oracle_says(tmp_path):
+    numbers = ("0", "-1", "99999999", "100000000", "1767603600", "99999999999", "100000000000")
+    others = ("1767603600000", "1767603600.5", '"1767603600"', "-1767603600")
+    record = b'{"event_time":%s,"user_id":"u","page_url":"/","event_type":"page_view"}'
+    lines = [record % number.encode() for number in (*numbers, *others)]
+    source = written(tmp_path / "a.ndjson", lines)
+    oracle = oracle_of_lines(source, lines, "ndjson", Rules(AS_OF_US))
+    assert run(tmp_path / "out", f"--input={source}", f"--as_of={AS_OF_US // 1000}") == 0
     assert oracle.differences(tmp_path / "out") == []
 
 

@@ -91,6 +91,25 @@ def test_times_are_read_however_they_are_written(schema, time):
     ]
 
 
+@pytest.mark.parametrize(
+    ("schema", "unit_us"), [("number", 1_000), ("millis", 1_000), ("micros", 1)]
+)
+def test_times_before_1970_and_just_after_are_read(schema, unit_us):
+    for micros in (-62_135_596_800_000_000, -1_000_000, 0, 99_000_000, 10**14):
+        record = {**EVENT, "event_time": micros // unit_us}
+        result = decoded([encoded(record, "number")], schema)
+        assert result.rows["event_time"].cast(pa.int64()).to_pylist() == [micros]
+
+
+def test_a_timestamp_of_a_coarser_unit_than_its_type_says_how_to_write_it():
+    seconds = encoded({**EVENT, "event_time": 1767603600}, "number")
+    assert [r.message for r in decoded([seconds], "millis").rejections] == [
+        "event_time is 1970-01-21 11:00:03.600000+00:00, so its number must be of a coarser unit "
+        "than its Avro type says; write milliseconds as timestamp-millis or microseconds as "
+        "timestamp-micros"
+    ]
+
+
 def test_uuids_are_texts():
     identifier = "6f1c2c0e-8a53-4d2e-9d5b-0123456789ab"
     result = decoded([encoded({**EVENT, "event_id": identifier}, "id")], "id")
@@ -116,6 +135,10 @@ def test_uuids_are_texts():
         (encoded({**EVENT, "event_time": 10**15}, "number"), "number", decode.TIME_OUT_OF_RANGE),
         (encoded({**EVENT, "event_time": 10**15}, "number"), "millis", decode.TIME_OUT_OF_RANGE),
         (encoded({**EVENT, "event_time": 0}, "number"), "local", decode.WRONG_TYPE),
+        (encoded({**EVENT, "event_time": 1767603600}, "number"), "number", decode.EPOCH_SECONDS),
+        (encoded({**EVENT, "event_time": 1767603600}, "number"), "millis", decode.EPOCH_SECONDS),
+        (encoded({**EVENT, "event_time": 1767603600}, "number"), "micros", decode.EPOCH_SECONDS),
+        (encoded({**EVENT, "event_time": 1767603600000}, "number"), "micros", decode.EPOCH_SECONDS),
         (
             encoded({**EVENT, "event_time": 0.5, "user_id": b"u"}, "double"),
             "double",
