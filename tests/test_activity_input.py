@@ -274,6 +274,19 @@ def test_a_file_name_that_is_not_utf8_is_misuse(tmp_path, capsys):
     assert r"/caf\xe9.ndjson' is not UTF-8" in capsys.readouterr().err
 
 
+def test_a_line_that_never_seems_to_end_is_a_dead_letter_of_its_beginning(tmp_path, capsys):
+    """20 MiB in a gzip file of 20 kB; the lines around it count."""
+    lines, out = lines_of([event(0), event(1)]), tmp_path / "out"
+    source = written(tmp_path / "a.ndjson.gz", [lines[0], b"x" * (20 << 20), lines[1]])
+    assert main([f"--input={source}", f"--output={out}", AS_OF]) == 0
+    assert tables(out)["page_view_counts"] == [(nine(0), nine(1), "/a", 2)]
+    [letter] = dead_letters(out)
+    assert (letter["reason"], letter["offset"]) == ("too_large", len(lines[0]) + 1)
+    assert letter["message"] == "at least 16777216 bytes; at most 1048576 fit"
+    assert letter["payload"] == b"x" * (16 << 20)
+    assert "has 20971520 bytes; its dead letter keeps the first" in capsys.readouterr().err
+
+
 SAME_TIME = [
     event(0, event_id="e1"),
     event(0, event_id="e1", url="/a", more="other bytes"),

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from beam_pipelines.model.batches import BatchOf, empty_batch
-from beam_pipelines.model.records import PAYLOADS
+from beam_pipelines.model.records import MAX_KEPT_BYTES, PAYLOADS
 from beam_pipelines.model.span import Span, spanned
 
 RANGE_BYTES = 64 << 20
@@ -24,7 +24,6 @@ BLOCK_BYTES = 8 << 20
 """Bytes read at once, so about the most that a batch holds."""
 
 MAX_BATCH_RECORDS = 50_000
-MAX_LINE_BYTES = 256 << 20
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -251,7 +250,9 @@ class ReadLines(beam.PTransform):
 
     Output: (Span, batch of PAYLOADS), with topic = path and partition 0. A payload is a line
     without its `\n` or `\r\n`. A blank line is a payload of no bytes; nothing follows the
-    last newline, which may be missing. An offset is that of the line's first byte in the
+    last newline, which may be missing. Of a line longer than `MAX_KEPT_BYTES` these are its
+    first bytes, and a warning tells its length; the rest is passed over and never held. An
+    offset is that of the line's first byte in the
     decompressed stream. There is no append time: a file is complete.
 
     A line belongs to the range of `RANGE_BYTES` that holds its first byte. What a range
@@ -262,8 +263,7 @@ class ReadLines(beam.PTransform):
       files: What to read, as `match` found it.
 
     Raises:
-      ValueError: (at run time) a file was changed, a gzip stream is corrupt or cut short, or
-        a line is longer than `MAX_LINE_BYTES`.
+      ValueError: (at run time) a file was changed, or a gzip stream is corrupt or cut short.
     """
 
     files: list[InputFile]
@@ -305,6 +305,7 @@ def read_lines(
         if start >= first + range_bytes:  # amid a line that spans the whole range
             yield next(spans.cut(empty_batch(PAYLOADS), start, at_end=False))
             return
+        block_bytes = min(block_bytes, MAX_KEPT_BYTES)
         for lines, next_offset, at_end in _line_batches(stream, file, start, block_bytes):
             for span, batch in spans.cut(lines, next_offset, at_end):
                 yield span, batch
@@ -327,16 +328,35 @@ def _next_line_start(stream: BinaryIO, offset: int, limit: int) -> int:
 def _line_batches(
     stream: BinaryIO, file: InputFile, start: int, block_bytes: int
 ) -> Iterator[tuple[pa.RecordBatch, int, bool]]:
-    """Yield whole lines, where the next one begins, and whether the file ends there."""
+    """Yield whole lines, where the next one begins, and whether the file ends there.
+
+    A line longer than a block, and so than what is kept of one, begins before the block that
+    shows it: it is yielded by itself, and as much of it held as is kept.
+    """
+    block_start = start
     block = read_block(stream, file.path, start, block_bytes)
-    position = start + len(block)
-    unfinished: list[bytes] = []  # the beginning of a line, from `start` on
+    unfinished: list[bytes] = []  # the beginning of a line, from `start` on: what is kept of it
     while True:
-        following = read_block(stream, file.path, position, block_bytes) if block else b""
-        position += len(following)
+        block_end = block_start + len(block)
+        following = read_block(stream, file.path, block_end, block_bytes) if block else b""
         at_end = not following
         if at_end:
             check_unchanged(file)
+        first_end = block.find(b"\n") if block_end - start > MAX_KEPT_BYTES else 0
+        line_bytes = block_start - start + (first_end if first_end >= 0 else len(block))
+        if line_bytes > MAX_KEPT_BYTES:
+            unfinished.append(block[: max(start + MAX_KEPT_BYTES - block_start, 0)])
+            block = block[first_end + 1 :] if first_end >= 0 else b""
+            if first_end >= 0 or at_end:
+                beginning, line_start, start = b"".join(unfinished), start, block_end - len(block)
+                _LOGGER.warning(
+                    "%r: the line at offset %d has %d bytes; its dead letter keeps the first %d",
+                    *(file.path, line_start, line_bytes, MAX_KEPT_BYTES),
+                )
+                yield _lines(beginning, line_start), start, at_end and not block
+                unfinished = []
+            if at_end and not block:
+                return
         whole = len(block) if at_end else block.rfind(b"\n") + 1
         if whole or at_end:
             text = b"".join([*unfinished, block[:whole]])
@@ -346,12 +366,7 @@ def _line_batches(
         if at_end:
             return
         unfinished.append(block[whole:])
-        if position - start > MAX_LINE_BYTES + 2 * block_bytes:
-            raise ValueError(
-                f"{file.path}: the line at offset {start} is longer than {MAX_LINE_BYTES} bytes; "
-                "is this a text file?"
-            )
-        block = following
+        block_start, block = block_end, following
 
 
 def _lines(text: bytes, start: int) -> pa.RecordBatch:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from beam_pipelines.kernels import rfc3339
 from beam_pipelines.model.batches import concatenated, empty_batch, encoded, values_of
-from beam_pipelines.model.records import MAX_PAYLOAD_BYTES, TIMESTAMP
+from beam_pipelines.model.records import MAX_KEPT_BYTES, MAX_PAYLOAD_BYTES, TIMESTAMP
 
 EMPTY_PAYLOAD = "empty_payload"
 """There are no bytes but whitespace, or no payload at all (a tombstone)."""
@@ -313,7 +313,10 @@ def present(payload: bytes | None) -> bytes:
     if not payload:
         raise RejectedError(EMPTY_PAYLOAD, "there is nothing in the payload")
     if len(payload) > MAX_PAYLOAD_BYTES:
-        raise RejectedError(TOO_LARGE, f"{len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} fit")
+        least = "at least " if len(payload) >= MAX_KEPT_BYTES else ""
+        raise RejectedError(
+            TOO_LARGE, f"{least}{len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} fit"
+        )
     return payload
 
 

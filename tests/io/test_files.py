@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import tracemalloc
 from pathlib import Path
 
 import apache_beam as beam
@@ -127,12 +128,47 @@ def test_a_line_longer_than_blocks_and_ranges_is_whole(tmp_path):
     assert_tiled(spans, str(path), len(text), 1_000_000)
 
 
-def test_an_endless_line_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_LINE_BYTES", 100)
-    path = tmp_path / "binary"
-    path.write_bytes(b"ok\n" + b"x" * 1_000)
-    with pytest.raises(ValueError, match=r"binary: the line at offset 3 is longer than 100 bytes"):
-        list(read_lines(match(str(path))[0], block_bytes=10))
+@given(text=texts, range_bytes=st.integers(1, 50), block_bytes=st.integers(1, 20))
+@settings(max_examples=300, deadline=None)
+def test_of_a_long_line_the_beginning_is_kept_and_the_lines_around_it(
+    folder, text, range_bytes, block_bytes
+):
+    kept_bytes = 7
+    plain, packed = folder / "long.log", folder / "long.gz"
+    plain.write_bytes(text)
+    packed.write_bytes(gzip.compress(text))
+    sizes = {"range_bytes": range_bytes, "block_bytes": block_bytes}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(files, "MAX_KEPT_BYTES", kept_bytes)
+        spans = [
+            pair
+            for start in range(0, max(len(text), 1), range_bytes)
+            for pair in read_lines(match(str(plain))[0], start, **sizes)
+        ]
+        whole = list(read_lines(match(str(packed))[0], **sizes))
+    expected = [(offset, payload[:kept_bytes]) for offset, payload in naive_lines(text)]
+    assert lines_of(spans) == lines_of(whole) == expected
+    assert_tiled(spans, str(plain), len(text), range_bytes)
+    assert_tiled(whole, str(packed), len(text), range_bytes)
+
+
+def test_an_endless_line_takes_no_memory_and_its_length_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(files, "MAX_KEPT_BYTES", 1 << 17)
+    path = tmp_path / "bomb.gz"
+    with gzip.open(path, "wb", 1) as stream:
+        stream.write(b"first\n" + bytes(64 << 20) + b"\nlast")
+    [file] = match(str(path))
+    tracemalloc.start()
+    try:
+        lines = lines_of(list(read_lines(file, block_bytes=1 << 16)))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert lines == [(0, b"first"), (6, bytes(1 << 17)), ((64 << 20) + 7, b"last")]
+    assert peak_bytes < 2 << 20
+    assert caplog.messages == [
+        f"'{path}': the line at offset 6 has 67108864 bytes; its dead letter keeps the first 131072"
+    ]
 
 
 @pytest.mark.parametrize("name", ["plain.log", "packed.gz"])
