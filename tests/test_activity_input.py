@@ -282,8 +282,8 @@ def test_a_line_that_never_seems_to_end_is_a_dead_letter_of_its_beginning(tmp_pa
     assert tables(out)["page_view_counts"] == [(nine(0), nine(1), "/a", 2)]
     [letter] = dead_letters(out)
     assert (letter["reason"], letter["offset"]) == ("too_large", len(lines[0]) + 1)
-    assert letter["message"] == "at least 16777216 bytes; at most 1048576 fit"
-    assert letter["payload"] == b"x" * (16 << 20)
+    assert letter["message"] == "at least 8388608 bytes; at most 1048576 fit"
+    assert letter["payload"] == b"x" * (8 << 20)
     assert "has 20971520 bytes; its dead letter keeps the first" in capsys.readouterr().err
 
 
