@@ -210,6 +210,35 @@ def test_an_avro_file_gives_what_its_events_as_json_give(codec, tmp_path):
     assert verdicts(out) == {"on_time": 11, "accepted": 10, "duplicate": 1}
 
 
+def test_an_avro_file_that_claims_records_of_no_bytes_stops_the_run(tmp_path, capsys):
+    container = io.BytesIO()
+    nothing = {"type": "record", "name": "r", "fields": [{"name": "a", "type": "null"}]}
+    fastavro.writer(container, nothing, [{"a": None}] * 64, codec="null")
+    (tmp_path / "a.avro").write_bytes(container.getvalue())
+    assert main([f"--input={tmp_path}/a.avro", f"--output={tmp_path}/out", AS_OF]) == 1
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert complaint.startswith(f"The run failed: {tmp_path}/a.avro can't be read as an Avro")
+    assert complaint.endswith("is broken: it says that its 0 bytes hold 64 records")
+
+
+def test_epoch_seconds_in_avro_are_refused_whatever_their_type(tmp_path):
+    text = [{"name": name, "type": "string"} for name in ("user_id", "page_url", "event_type")]
+    stamp = {"type": "long", "logicalType": "timestamp-millis"}
+    for name, kind in (("long", "long"), ("millis", stamp)):
+        fields = [{"name": "event_time", "type": kind}, *text]
+        records = [
+            event(0) | {"event_time": number}
+            for number in (unix_ms(event(0)) // 1_000, unix_ms(event(0)))
+        ]
+        with (tmp_path / f"{name}.avro").open("wb") as stream:
+            fastavro.writer(stream, {"type": "record", "name": "e", "fields": fields}, records)
+    out = tmp_path / "out"
+    assert main([f"--input={tmp_path}/*.avro", f"--output={out}", AS_OF]) == 0
+    assert tables(out)["page_view_counts"] == [(nine(0), nine(1), "/a", 1)]
+    assert verdicts(out) == {"invalid": 2, "on_time": 2, "accepted": 1, "duplicate": 1}
+    assert {letter["reason"] for letter in dead_letters(out)} == {"epoch_seconds"}
+
+
 ACCESS_LOG = [
     b'192.0.2.7 - - [05/Jan/2026:10:00:01 +0100] "GET /a HTTP/1.1" 200 512 "-" "curl"',
     b'192.0.2.7 - - [05/Jan/2026:10:00:01 +0100] "GET /a HTTP/1.1" 200 512 "-" "curl"',

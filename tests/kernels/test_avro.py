@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipelines.kernels import decode
-from beam_pipelines.kernels.avro import AvroDecoder
+from beam_pipelines.kernels.avro import AvroDecoder, require_bounded
 from beam_pipelines.model.activity import ACTIVITY
 from beam_pipelines.model.batches import one_of
 from beam_pipelines.model.records import MAX_PAYLOAD_BYTES, TIMESTAMP
@@ -208,6 +208,55 @@ def test_another_schema_is_decoded():
         }
     ]
     assert [(r.row, r.reason) for r in result.rejections] == [(1, decode.BAD_NUMBER)]
+
+
+NODE = {"type": "record", "name": "Node", "fields": [{"name": "next", "type": ["null", "Node"]}]}
+NOTHING = {"type": "record", "name": "Nothing", "fields": [{"name": "a", "type": "null"}]}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"type": "array", "items": "null"},
+        {"type": "array", "items": NOTHING},
+        {"type": "map", "values": {"type": "array", "items": {"type": "null"}}},
+        ["null", {"type": "array", "items": {"type": "fixed", "name": "F", "size": 0}}],
+        NODE,
+        {"type": "array", "items": NODE},
+    ],
+)
+def test_a_schema_by_which_a_few_bytes_claim_anything_is_refused(kind):
+    schema = schema_with(more=[{"name": "more", "type": kind}])
+    decoder = AvroDecoder(ACTIVITY, {"event_type": "kind"}, {}, lambda topic: schema)
+    with pytest.raises(ValueError, match=r"take no bytes|contains itself"):
+        decoder(pa.array([b"\0"], pa.binary()), "topic")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "null",
+        NOTHING,
+        {"type": "map", "values": "null"},
+        {"type": "array", "items": ["null"]},
+        {"type": "array", "items": {"type": "array", "items": "boolean"}},
+    ],
+)
+def test_a_schema_whose_items_take_bytes_is_read(kind):
+    twice = [{"name": "more", "type": kind}, {"name": "again", "type": "string"}]
+    require_bounded(schema_with(more=twice))
+    named = {"type": "record", "name": "Point", "fields": [{"name": "x", "type": "long"}]}
+    fields = [{"name": "a", "type": named}, {"name": "b", "type": ["null", "Point"]}]
+    require_bounded(schema_with(more=fields))
+
+
+def test_an_array_that_claims_more_items_than_there_are_bytes_is_a_bad_record():
+    ids = {"type": "array", "items": "string"}
+    schema = schema_with(more=[{"name": "more", "type": ids}])
+    decoder = AvroDecoder(ACTIVITY, {"event_type": "kind"}, {}, lambda topic: schema)
+    claims = encoded(EVENT) + b"\x80\x80\x80\x80\x80\x80\x80\x80\x40" + b"\0"
+    result = decoder(pa.array([claims], pa.binary()), "topic")
+    assert [r.reason for r in result.rejections] == [decode.BAD_AVRO]
 
 
 def test_decoders_are_pickled():
