@@ -250,10 +250,10 @@ class ReadLines(beam.PTransform):
 
     Output: (Span, batch of PAYLOADS), with topic = path and partition 0. A payload is a line
     without its `\n` or `\r\n`. A blank line is a payload of no bytes; nothing follows the
-    last newline, which may be missing. Of a line longer than `MAX_KEPT_BYTES` these are its
-    first bytes, and a warning tells its length; the rest is passed over and never held. An
-    offset is that of the line's first byte in the
-    decompressed stream. There is no append time: a file is complete.
+    last newline, which may be missing. Of a line longer than `MAX_KEPT_BYTES` it is the first
+    bytes, and a warning tells its length; the rest is passed over and never held. An offset
+    is that of the line's first byte in the decompressed stream. There is no append time: a
+    file is complete.
 
     A line belongs to the range of `RANGE_BYTES` that holds its first byte. What a range
     yields comes in offset order from one element, within one bundle; the ranges of a plain
@@ -330,8 +330,8 @@ def _line_batches(
 ) -> Iterator[tuple[pa.RecordBatch, int, bool]]:
     """Yield whole lines, where the next one begins, and whether the file ends there.
 
-    A line longer than a block, and so than what is kept of one, begins before the block that
-    shows it: it is yielded by itself, and as much of it held as is kept.
+    No block is larger than what is kept of a line. So a line that is too long begins before
+    the block that shows it, and is yielded by itself; no more of it is held than is kept.
     """
     block_start = start
     block = read_block(stream, file.path, start, block_bytes)
@@ -342,19 +342,23 @@ def _line_batches(
         at_end = not following
         if at_end:
             check_unchanged(file)
-        first_end = block.find(b"\n") if block_end - start > MAX_KEPT_BYTES else 0
-        line_bytes = block_start - start + (first_end if first_end >= 0 else len(block))
+        first_end = block.find(b"\n")
+        if first_end < 0:
+            first_end = len(block)
+        line_bytes = block_start + first_end - start
         if line_bytes > MAX_KEPT_BYTES:
             unfinished.append(block[: max(start + MAX_KEPT_BYTES - block_start, 0)])
-            block = block[first_end + 1 :] if first_end >= 0 else b""
-            if first_end >= 0 or at_end:
-                beginning, line_start, start = b"".join(unfinished), start, block_end - len(block)
-                _LOGGER.warning(
-                    "%r: the line at offset %d has %d bytes; its dead letter keeps the first %d",
-                    *(file.path, line_start, line_bytes, MAX_KEPT_BYTES),
-                )
-                yield _lines(beginning, line_start), start, at_end and not block
-                unfinished = []
+            if first_end == len(block) and not at_end:  # the line goes on
+                block_start, block = block_end, following
+                continue
+            _LOGGER.warning(
+                "%r: the line at offset %d has %d bytes; its dead letter keeps the first %d",
+                *(file.path, start, line_bytes, MAX_KEPT_BYTES),
+            )
+            line = _lines(b"".join(unfinished), start)
+            unfinished, block = [], block[first_end + 1 :]
+            start = block_end - len(block)
+            yield line, start, at_end and not block
             if at_end and not block:
                 return
         whole = len(block) if at_end else block.rfind(b"\n") + 1

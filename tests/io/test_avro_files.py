@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,22 @@ def test_a_block_is_not_decompressed_beyond_its_bound(tmp_path, codec, compress,
     expected = rf"its {len(bomb)} bytes are more than 10000 when decompressed"
     with pytest.raises(ValueError, match=expected):
         list(read_avro_records(match(str(path))[0]))
+
+
+def test_a_block_is_not_decompressed_in_full_to_be_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(avro_blocks, "MAX_BLOCK_BYTES", 100_000)
+    path = tmp_path / "bomb.avro"
+    bomb = container(block(1, deflated(bytes(20_000_000))), codec="deflate", a="boolean")
+    path.write_bytes(bomb)
+    file, _ = match(str(path))[0], writer_schema(str(path))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="are more than 100000 when decompressed"):
+            list(read_avro_records(file))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 2_000_000
 
 
 def test_a_header_that_claims_more_than_a_block_is_no_header(tmp_path):
