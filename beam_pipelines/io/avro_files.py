@@ -131,7 +131,8 @@ def _blocks(file: InputFile) -> Iterator[tuple[pa.RecordBatch, int]]:
             position = container.block_start if container else 0
             raise ValueError(
                 f"{file.path} can't be read as an Avro container: the block after offset {start} "
-                f"of its records (byte {position} of the file) is broken: {error}"
+                f"of its records (byte {position} of the file) is broken: "
+                f"{str(error) or type(error).__name__}"
             ) from error
 
 

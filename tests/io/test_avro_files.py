@@ -15,6 +15,8 @@ import fastavro
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from beam_pipelines.io import avro_blocks, avro_files
 from beam_pipelines.io.avro_blocks import MAX_BLOCK_BYTES
@@ -268,6 +270,29 @@ def test_records_of_a_byte_each_come_in_batches(tmp_path, monkeypatch):
     assert cut == [100, 100, 100, 50] * 2
     spans = list(read_avro_records(match(str(path))[0]))
     assert rows_of(spans) == [(i, b"\0") for i in range(700)]
+
+
+SMALL = container(block(3, b"\4ab\0\2c"), block(2, b"\0\2d"), a="string")
+
+
+@given(st.lists(st.tuples(st.integers(0, len(SMALL) - 1), st.binary(max_size=9)), max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_a_container_damaged_anywhere_is_read_or_refused_with_its_name(folder, damages):
+    data = bytearray(SMALL)
+    for place, other in damages:
+        data[place : place + 1] = other
+    path = folder / "damaged.avro"
+    path.write_bytes(data)
+    avro_files._writer_schema.cache_clear()
+    try:
+        rows_of(list(read_avro_records(match(str(path))[0])))
+    except ValueError as error:
+        assert str(error).startswith(str(path))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("damaged")
 
 
 NULLS = {"type": "array", "items": "null"}
