@@ -165,6 +165,26 @@ def test_foreign_names_are_mapped(tmp_path):
     assert tables(out) == MORNING_TABLES
 
 
+def test_epoch_seconds_are_refused_with_the_remedy_and_milliseconds_are_read(tmp_path):
+    seconds = [record | {"event_time": unix_ms(record) // 1_000} for record in MORNING]
+    milliseconds = [record | {"event_time": unix_ms(record)} for record in MORNING]
+    lines = lines_of([*seconds, *milliseconds] * 4)  # enough to be cut by their layout
+    source, out = written(tmp_path / "a.ndjson", lines), tmp_path / "out"
+    flags = [f"--input={source}", f"--output={out}", AS_OF, "--dedupe=payload"]
+    assert main(flags) == 0
+    assert verdicts(out) == {"invalid": 44, "on_time": 44, "accepted": 10, "duplicate": 34}
+    assert query(out, "SELECT DISTINCT year(event_time) FROM events") == [(2026,)]
+    assert {letter["reason"] for letter in dead_letters(out)} == {"epoch_seconds"}
+    assert dead_letters(out)[0]["message"] == (
+        "event_time is 1767603600, which must be seconds; send milliseconds since 1970 "
+        "(1767603600000) or an RFC 3339 text"
+    )
+
+
+def unix_ms(record: Mapping[str, Any]) -> int:
+    return int(datetime.fromisoformat(record["event_time"]).timestamp() * 1_000)
+
+
 @pytest.mark.parametrize("codec", ["null", "deflate"])
 def test_an_avro_file_gives_what_its_events_as_json_give(codec, tmp_path):
     text = [{"name": name, "type": "string"} for name in ("user_id", "page_url", "event_type")]
@@ -188,6 +208,35 @@ def test_an_avro_file_gives_what_its_events_as_json_give(codec, tmp_path):
     assert main([f"--input={tmp_path}/a.avro", f"--output={out}", AS_OF]) == 0
     assert tables(out) == MORNING_TABLES
     assert verdicts(out) == {"on_time": 11, "accepted": 10, "duplicate": 1}
+
+
+def test_an_avro_file_that_claims_records_of_no_bytes_stops_the_run(tmp_path, capsys):
+    container = io.BytesIO()
+    nothing = {"type": "record", "name": "r", "fields": [{"name": "a", "type": "null"}]}
+    fastavro.writer(container, nothing, [{"a": None}] * 64, codec="null")
+    (tmp_path / "a.avro").write_bytes(container.getvalue())
+    assert main([f"--input={tmp_path}/a.avro", f"--output={tmp_path}/out", AS_OF]) == 1
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert complaint.startswith(f"The run failed: {tmp_path}/a.avro can't be read as an Avro")
+    assert complaint.endswith("is broken: it says that its 0 bytes hold 64 records")
+
+
+def test_epoch_seconds_in_avro_are_refused_whatever_their_type(tmp_path):
+    text = [{"name": name, "type": "string"} for name in ("user_id", "page_url", "event_type")]
+    stamp = {"type": "long", "logicalType": "timestamp-millis"}
+    for name, kind in (("long", "long"), ("millis", stamp)):
+        fields = [{"name": "event_time", "type": kind}, *text]
+        records = [
+            event(0) | {"event_time": number}
+            for number in (unix_ms(event(0)) // 1_000, unix_ms(event(0)))
+        ]
+        with (tmp_path / f"{name}.avro").open("wb") as stream:
+            fastavro.writer(stream, {"type": "record", "name": "e", "fields": fields}, records)
+    out = tmp_path / "out"
+    assert main([f"--input={tmp_path}/*.avro", f"--output={out}", AS_OF]) == 0
+    assert tables(out)["page_view_counts"] == [(nine(0), nine(1), "/a", 1)]
+    assert verdicts(out) == {"invalid": 2, "on_time": 2, "accepted": 1, "duplicate": 1}
+    assert {letter["reason"] for letter in dead_letters(out)} == {"epoch_seconds"}
 
 
 ACCESS_LOG = [
@@ -217,6 +266,54 @@ def test_lines_of_an_access_log_are_page_views_each_of_its_own(tmp_path):
         (ACCESS_LOG[3], "no_target"),
         (ACCESS_LOG[5], "not_access_log"),
     ]
+
+
+def test_the_log_of_other_virtual_hosts_counts_its_clients(tmp_path):
+    (tmp_path / "logs").mkdir()
+    written(tmp_path / "logs" / "access.log", ACCESS_LOG[:2])
+    others = [b"example.com:80 " + ACCESS_LOG[0], b"example.com " + ACCESS_LOG[0]]
+    written(tmp_path / "logs" / "other_vhosts_access.log", others)
+    out = tmp_path / "out"
+    assert main([f"--input={tmp_path}/logs/*.log", f"--output={out}", AS_OF]) == 0
+    assert tables(out)["page_view_counts"] == [(nine(0), nine(1), "/a", 3)]
+    assert query(out, "SELECT user_id, page_views FROM user_sessions") == [("192.0.2.7", 3)]
+    assert [(letter["payload"], letter["reason"]) for letter in dead_letters(out)] == [
+        (others[1], "not_access_log")
+    ]
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_link_beside_its_file_counts_nothing_twice_and_is_named(link, tmp_path, capsys):
+    log = written(tmp_path / "access-2026-01-05.log", ACCESS_LOG[:1] * 10)
+    link(log, tmp_path / "access.log")  # as Apache's rotatelogs -L makes one
+    patterns, out = f"{tmp_path}/*.log,{tmp_path}/./access.log", tmp_path / "out"
+    assert main([f"--input={patterns}", f"--output={out}", AS_OF]) == 0
+    assert tables(out)["page_view_counts"] == [(nine(0), nine(1), "/a", 10)]
+    lake = f"{out}/lake/**/*.parquet"
+    assert query(out, f"SELECT DISTINCT topic FROM '{lake}'") == [(str(log),)]
+    complaints = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert len(complaints) == 2
+    assert all("it is the same file as" in line for line in complaints)
+
+
+def test_a_file_name_that_is_not_utf8_is_misuse(tmp_path, capsys):
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.ndjson", "wb") as stream:
+        stream.write(lines_of([event(0)])[0])
+    assert main([f"--input={tmp_path}/c*.ndjson", f"--output={tmp_path}/out"]) == 2
+    assert r"/caf\xe9.ndjson' is not UTF-8" in capsys.readouterr().err
+
+
+def test_a_line_that_never_seems_to_end_is_a_dead_letter_of_its_beginning(tmp_path, capsys):
+    """20 MiB in a gzip file of 20 kB; the lines around it count."""
+    lines, out = lines_of([event(0), event(1)]), tmp_path / "out"
+    source = written(tmp_path / "a.ndjson.gz", [lines[0], b"x" * (20 << 20), lines[1]])
+    assert main([f"--input={source}", f"--output={out}", AS_OF]) == 0
+    assert tables(out)["page_view_counts"] == [(nine(0), nine(1), "/a", 2)]
+    [letter] = dead_letters(out)
+    assert (letter["reason"], letter["offset"]) == ("too_large", len(lines[0]) + 1)
+    assert letter["message"] == "at least 8388608 bytes; at most 1048576 fit"
+    assert letter["payload"] == b"x" * (8 << 20)
+    assert "has 20971520 bytes; its dead letter keeps the first" in capsys.readouterr().err
 
 
 SAME_TIME = [

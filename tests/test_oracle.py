@@ -21,6 +21,7 @@ from beam_pipelines.transforms.dedupe import Deduplicate
 from beam_pipelines.transforms.rows import FilterRows
 from beam_pipelines.transforms.sessions import Sessionize
 from tests.oracle.oracle import Oracle, Rules, write_raw
+from tests.runs import written
 
 ORACLE = Path(__file__).with_name("oracle")
 ACCESS_LOG = Path(__file__).parents[2] / "shared" / "data" / "apache_combined.log.gz"
@@ -114,13 +115,10 @@ def test_other_windows_and_time_rules_are_as_the_oracle_says(tmp_path):
     assert oracle.differences(tmp_path / "out") == []
 
 
-@pytest.mark.skipif(not ACCESS_LOG.exists(), reason=f"{ACCESS_LOG} isn't there")
-def test_a_real_access_log_gives_what_the_oracle_says(tmp_path):
-    offset, offsets, lines = 0, [], []
-    for line in gzip.decompress(ACCESS_LOG.read_bytes()).split(b"\n")[:-1]:
-        offsets.append(offset)
-        lines.append(line)
-        offset += len(line) + 1
+def oracle_of_lines(path: Path, lines: list[bytes], format: str, rules: Rules) -> Oracle:
+    offsets = [0]
+    for line in lines[:-1]:
+        offsets.append(offsets[-1] + len(line) + 1)
     records = pa.RecordBatch.from_pydict(
         {
             "payload": pa.array(lines, pa.binary()),
@@ -128,10 +126,42 @@ def test_a_real_access_log_gives_what_the_oracle_says(tmp_path):
             "append_time": pa.nulls(len(lines), TIMESTAMP),
         }
     )
-    write_raw(tmp_path / "raw.parquet", [(str(ACCESS_LOG), records)])
-    rules = Rules(AS_OF_US, dedupe="coordinates")
-    oracle = Oracle(tmp_path / "raw.parquet", "access_log", rules)
-    assert run(tmp_path / "out", f"--input={ACCESS_LOG}", f"--as_of={AS_OF_US // 1000}") == 0
+    raw = path.with_name("raw.parquet")
+    write_raw(raw, [(str(path), records)])
+    return Oracle(raw, format, rules)
+
+
+def as_logged(line: bytes) -> bytes:
+    return line
+
+
+def behind_virtual_hosts(line: bytes) -> bytes:
+    return (b"example.com:443 " if len(line) % 2 else b"[2001:db8::1]:80 ") + line
+
+
+def in_a_format_of_ones_own(line: bytes) -> bytes:
+    kinds = (b"example.com ", b"", b"example.com:80 ", b"::1 ", b"h:http ", b"h:1 ", b"")
+    return kinds[len(line) % 7] + line
+
+
+@pytest.mark.skipif(not ACCESS_LOG.exists(), reason=f"{ACCESS_LOG} isn't there")
+@pytest.mark.parametrize("write", [as_logged, behind_virtual_hosts, in_a_format_of_ones_own])
+def test_a_real_access_log_gives_what_the_oracle_says(write, tmp_path):
+    lines = [write(line) for line in gzip.decompress(ACCESS_LOG.read_bytes()).splitlines()]
+    log = written(tmp_path / "access.log", lines)
+    oracle = oracle_of_lines(log, lines, "access_log", Rules(AS_OF_US, dedupe="coordinates"))
+    assert run(tmp_path / "out", f"--input={log}", f"--as_of={AS_OF_US // 1000}") == 0
+    assert oracle.differences(tmp_path / "out") == []
+
+
+def test_numbers_for_times_give_what_the_oracle_says(tmp_path):
+    numbers = ("0", "-1", "99999999", "100000000", "1767603600", "99999999999", "100000000000")
+    others = ("1767603600000", "1767603600.5", '"1767603600"', "-1767603600")
+    record = b'{"event_time":%s,"user_id":"u","page_url":"/","event_type":"page_view"}'
+    lines = [record % number.encode() for number in (*numbers, *others)]
+    source = written(tmp_path / "a.ndjson", lines)
+    oracle = oracle_of_lines(source, lines, "ndjson", Rules(AS_OF_US))
+    assert run(tmp_path / "out", f"--input={source}", f"--as_of={AS_OF_US // 1000}") == 0
     assert oracle.differences(tmp_path / "out") == []
 
 

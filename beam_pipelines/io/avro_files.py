@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import apache_beam as beam
@@ -11,6 +12,7 @@ import fastavro
 import numpy as np
 import pyarrow as pa
 
+from beam_pipelines.io.avro_blocks import MAX_BLOCK_BYTES, PlainContainer
 from beam_pipelines.io.files import (
     BLOCK_BYTES,
     MAX_BATCH_RECORDS,
@@ -20,6 +22,7 @@ from beam_pipelines.io.files import (
     check_unchanged,
     open_decompressed,
 )
+from beam_pipelines.kernels.avro import require_bounded
 from beam_pipelines.model.batches import BatchOf, concatenated
 from beam_pipelines.model.records import PAYLOADS
 from beam_pipelines.model.span import Span, spanned
@@ -31,7 +34,8 @@ def writer_schema(path: str) -> dict[str, Any]:
     It is read once per file and kept until the file changes.
 
     Raises:
-      ValueError: there is no such header, or the file holds something else than records.
+      ValueError: there is no such header, the file holds something else than records, or
+        records that `require_bounded` refuses.
     """
     stat = os.stat(path)
     return _writer_schema(path, stat.st_size, stat.st_mtime_ns)
@@ -41,11 +45,16 @@ def writer_schema(path: str) -> dict[str, Any]:
 def _writer_schema(path: str, size_bytes: int, modified_ns: int) -> dict[str, Any]:
     with open_decompressed(path) as stream:
         try:
-            schema = fastavro.parse_schema(fastavro.block_reader(stream).writer_schema)
+            container: Any = PlainContainer(stream)
+            schema = fastavro.parse_schema(fastavro.block_reader(container).writer_schema)
         except Exception as error:  # fastavro raises what its parts raise
             raise ValueError(f"{path} has no header of an Avro container file: {error}") from error
     if not isinstance(schema, dict) or schema["type"] != "record":
         raise ValueError(f"{path} is an Avro file of {schema}; its schema must be a record")
+    try:
+        require_bounded(schema)
+    except ValueError as error:
+        raise ValueError(f"{path} can't be read safely: {error}") from error
     return schema
 
 
@@ -60,13 +69,14 @@ class ReadAvroFiles(beam.PTransform):
 
     Ranges are of `RANGE_BYTES` of that stream. A file is read in one go, in offset order.
     Blocks may be compressed as fastavro can decompress: null, deflate, bzip2 and xz always,
-    snappy, zstandard and lz4 with their packages installed.
+    snappy, zstandard and lz4 with their packages installed. A block has at most
+    `MAX_BLOCK_BYTES`, and a record at least one byte.
 
     Args:
       files: What to read, as `files.match` found it.
 
     Raises:
-      ValueError: (at run time) a file has changed its size, isn't an Avro container, is
+      ValueError: (at run time) a file was changed, isn't an Avro container, is
         compressed in an unknown way, or is corrupt.
     """
 
@@ -102,51 +112,62 @@ def read_avro_records(
 
 
 def _blocks(file: InputFile) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """Yield the records of each block, and the offset at which it ends."""
+    """Yield the records of each block, and the offset at which they end."""
     schema = writer_schema(file.path)
     # Read as a record without fields: everything is skipped and nothing decoded, so a value
     # that can't be decoded concerns its own record only, later.
     nothing = {"type": "record", "name": schema["name"], "fields": []}
     start = 0
     with open_decompressed(file.path) as stream:
+        container: Any = None
         try:
-            blocks: Any = fastavro.block_reader(stream, nothing)
-            file_position = stream.tell()
+            container = PlainContainer(stream)
+            blocks: Any = fastavro.block_reader(container, nothing)
             for block in blocks:
-                records = _records(block, start)
-                start += len(block.bytes_.getbuffer())
-                file_position = block.offset + block.size
-                yield records, start
-            if stream.tell() != file_position:
-                raise EOFError("the file ends within a block")
+                for records, end in _records(block, start):
+                    yield records, start + end
+                start += end
         except Exception as error:  # fastavro raises what its parts raise
+            position = container.block_start if container else 0
             raise ValueError(
                 f"{file.path} can't be read as an Avro container: the block after offset {start} "
-                f"of its records (byte {file_position} of the file) is broken: {error}"
+                f"of its records (byte {position} of the file) is broken: "
+                f"{str(error) or type(error).__name__}"
             ) from error
 
 
-def _records(block: Any, start: int) -> pa.RecordBatch:
-    """Cut the records out of a decompressed block, which begins at offset `start`."""
-    bounds = [0]
-    bounds += [block.bytes_.tell() for _ in block]
+def _records(block: Any, start: int) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Cut the records out of a decompressed block, which begins at offset `start`.
+
+    Yields batches, and where each ends within the block; at least one.
+    """
     text = block.bytes_.getvalue()
-    if len(text) >= 1 << 31:
-        raise ValueError(f"it has {len(text)} bytes, more than a batch can hold")
-    if bounds[-1] != len(text):
-        raise ValueError(
-            f"its {block.num_records} records end at {bounds[-1]} of {len(text)} bytes"
-        )
-    offsets = np.array(bounds)
+    if len(text) > MAX_BLOCK_BYTES:
+        raise ValueError(f"it has {len(text)} bytes; at most {MAX_BLOCK_BYTES} make a block")
+    if not 0 <= block.num_records <= len(text):
+        raise ValueError(f"it says that its {len(text)} bytes hold {block.num_records} records")
+    end, records = 0, iter(block)
+    while True:
+        bounds = [end]
+        bounds += [block.bytes_.tell() for _ in islice(records, MAX_BATCH_RECORDS)]
+        end = bounds[-1]
+        yield _payloads(text, np.array(bounds), start), end
+        if len(bounds) <= MAX_BATCH_RECORDS:
+            break
+    if end != len(text):
+        raise ValueError(f"its {block.num_records} records end at {end} of {len(text)} bytes")
+
+
+def _payloads(text: bytes, bounds: np.ndarray, start: int) -> pa.RecordBatch:
     payloads = pa.BinaryArray.from_buffers(
         pa.binary(),
         len(bounds) - 1,
-        [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(text)],
+        [None, pa.py_buffer(bounds.astype(np.int32)), pa.py_buffer(text)],
     )
     return pa.RecordBatch.from_arrays(
         [
             payloads,
-            pa.array(offsets[:-1] + start),
+            pa.array(bounds[:-1] + start),
             pa.nulls(len(payloads), PAYLOADS.field("append_time").type),
         ],
         schema=PAYLOADS,

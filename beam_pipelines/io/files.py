@@ -2,6 +2,7 @@
 
 import glob
 import gzip
+import logging
 import os
 import zlib
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from beam_pipelines.model.batches import BatchOf, empty_batch
-from beam_pipelines.model.records import PAYLOADS
+from beam_pipelines.model.records import MAX_KEPT_BYTES, PAYLOADS
 from beam_pipelines.model.span import Span, spanned
 
 RANGE_BYTES = 64 << 20
@@ -23,7 +24,8 @@ BLOCK_BYTES = 8 << 20
 """Bytes read at once, so about the most that a batch holds."""
 
 MAX_BATCH_RECORDS = 50_000
-MAX_LINE_BYTES = 256 << 20
+
+_LOGGER = logging.getLogger(__name__)
 
 _BEGINNING_BYTES = 64 << 10
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -43,12 +45,17 @@ class InputFile:
 def match(pattern: str) -> list[InputFile]:
     """Return the files that a pattern matches, each once, sorted by path.
 
+    Of several names of one file (symbolic and hard links, `./a` for `a`) one is taken, and
+    a warning names the others: a name that is no link rather than one that is, then one
+    whose folders are no links, then the first by its absolute path.
+
     Args:
       pattern: A path, a glob (`**` spans folders), or several of them with commas between.
         Folders are skipped.
 
     Raises:
       FileNotFoundError: one of them matches no file.
+      ValueError: the name of a file is not UTF-8.
     """
     paths: set[str] = set()
     for part in pattern.split(","):
@@ -60,8 +67,44 @@ def match(pattern: str) -> list[InputFile]:
                 f"no file matches {part!r}; give a path or a pattern, e.g. 'logs/*.gz'"
             )
         paths.update(files)
-    stats = [(path, os.stat(path)) for path in sorted(paths)]
+    names: dict[object, list[str]] = {}
+    for path in sorted(paths):
+        _require_utf8(path)
+        names.setdefault(_file_behind(path), []).append(path)
+    taken = sorted(_without_links(same) for same in names.values())
+    stats = [(path, os.stat(path)) for path in taken]
     return [InputFile(path, stat.st_size, stat.st_mtime_ns // 1_000) for path, stat in stats]
+
+
+def _require_utf8(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"the name of the file {os.fsencode(path)!r} is not UTF-8, as the lake's and the "
+            "dead letters' text is; rename it"
+        ) from None
+
+
+def _file_behind(path: str) -> object:
+    """Return what the names of one file have in common."""
+    stat = os.stat(path)
+    # Some file systems number no files.
+    return (stat.st_dev, stat.st_ino) if stat.st_ino else os.path.realpath(path)
+
+
+def _without_links(same: list[str]) -> str:
+    """Return one of the names of a file, and warn of the others."""
+
+    def rank(path: str) -> tuple[bool, bool, str, str]:
+        absolute = os.path.abspath(path)
+        return os.path.islink(path), os.path.realpath(path) != absolute, absolute, path
+
+    taken = min(same, key=rank)
+    for path in same:
+        if path != taken:
+            _LOGGER.warning("%r is left out: it is the same file as %r", path, taken)
+    return taken
 
 
 def detect_format(path: str) -> str | None:
@@ -135,13 +178,26 @@ def read_block(stream: BinaryIO, path: str, offset: int, size_bytes: int = BLOCK
 
 
 def check_unchanged(file: InputFile) -> None:
-    """Raise ValueError where a file has another size than when it was matched."""
-    size_bytes = os.path.getsize(file.path)
-    if size_bytes != file.size_bytes:
+    """Raise ValueError where a file is not what it was when it was matched.
+
+    A file that was rewritten with as many bytes tells it by its time of modification.
+    """
+    stat = os.stat(file.path)
+    if stat.st_size != file.size_bytes:
         raise ValueError(
-            f"{file.path} had {file.size_bytes} bytes when the run began and has {size_bytes} "
+            f"{file.path} had {file.size_bytes} bytes when the run began and has {stat.st_size} "
             "now; read files that nobody writes any more"
         )
+    if stat.st_mtime_ns // 1_000 != file.modified_us:
+        raise ValueError(
+            f"{file.path} was modified while it was read: at {_shown_time(file.modified_us)} "
+            f"when the run began, at {_shown_time(stat.st_mtime_ns // 1_000)} now; read files "
+            "that nobody writes any more"
+        )
+
+
+def _shown_time(micros: int) -> str:
+    return str(np.datetime64(micros, "us")) + "Z"
 
 
 class SpanCutter:
@@ -194,8 +250,10 @@ class ReadLines(beam.PTransform):
 
     Output: (Span, batch of PAYLOADS), with topic = path and partition 0. A payload is a line
     without its `\n` or `\r\n`. A blank line is a payload of no bytes; nothing follows the
-    last newline, which may be missing. An offset is that of the line's first byte in the
-    decompressed stream. There is no append time: a file is complete.
+    last newline, which may be missing. Of a line longer than `MAX_KEPT_BYTES` it is the first
+    bytes, and a warning tells its length; the rest is passed over and never held. An offset
+    is that of the line's first byte in the decompressed stream. There is no append time: a
+    file is complete.
 
     A line belongs to the range of `RANGE_BYTES` that holds its first byte. What a range
     yields comes in offset order from one element, within one bundle; the ranges of a plain
@@ -205,8 +263,7 @@ class ReadLines(beam.PTransform):
       files: What to read, as `match` found it.
 
     Raises:
-      ValueError: (at run time) a file has changed its size, a gzip stream is corrupt or cut
-        short, or a line is longer than `MAX_LINE_BYTES`.
+      ValueError: (at run time) a file was changed, or a gzip stream is corrupt or cut short.
     """
 
     files: list[InputFile]
@@ -248,10 +305,12 @@ def read_lines(
         if start >= first + range_bytes:  # amid a line that spans the whole range
             yield next(spans.cut(empty_batch(PAYLOADS), start, at_end=False))
             return
+        block_bytes = min(block_bytes, MAX_KEPT_BYTES)
         for lines, next_offset, at_end in _line_batches(stream, file, start, block_bytes):
             for span, batch in spans.cut(lines, next_offset, at_end):
                 yield span, batch
                 if span.last and range_start is not None:
+                    check_unchanged(file)
                     return
 
 
@@ -269,16 +328,39 @@ def _next_line_start(stream: BinaryIO, offset: int, limit: int) -> int:
 def _line_batches(
     stream: BinaryIO, file: InputFile, start: int, block_bytes: int
 ) -> Iterator[tuple[pa.RecordBatch, int, bool]]:
-    """Yield whole lines, where the next one begins, and whether the file ends there."""
+    """Yield whole lines, where the next one begins, and whether the file ends there.
+
+    No block is larger than what is kept of a line. So a line that is too long begins before
+    the block that shows it, and is yielded by itself; no more of it is held than is kept.
+    """
+    block_start = start
     block = read_block(stream, file.path, start, block_bytes)
-    position = start + len(block)
-    unfinished: list[bytes] = []  # the beginning of a line, from `start` on
+    unfinished: list[bytes] = []  # the beginning of a line, from `start` on: what is kept of it
     while True:
-        following = read_block(stream, file.path, position, block_bytes) if block else b""
-        position += len(following)
+        block_end = block_start + len(block)
+        following = read_block(stream, file.path, block_end, block_bytes) if block else b""
         at_end = not following
         if at_end:
             check_unchanged(file)
+        first_end = block.find(b"\n")
+        if first_end < 0:
+            first_end = len(block)
+        line_bytes = block_start + first_end - start
+        if line_bytes > MAX_KEPT_BYTES:
+            unfinished.append(block[: max(start + MAX_KEPT_BYTES - block_start, 0)])
+            if first_end == len(block) and not at_end:  # the line goes on
+                block_start, block = block_end, following
+                continue
+            _LOGGER.warning(
+                "%r: the line at offset %d has %d bytes; its dead letter keeps the first %d",
+                *(file.path, start, line_bytes, MAX_KEPT_BYTES),
+            )
+            line = _lines(b"".join(unfinished), start)
+            unfinished, block = [], block[first_end + 1 :]
+            start = block_end - len(block)
+            yield line, start, at_end and not block
+            if at_end and not block:
+                return
         whole = len(block) if at_end else block.rfind(b"\n") + 1
         if whole or at_end:
             text = b"".join([*unfinished, block[:whole]])
@@ -288,12 +370,7 @@ def _line_batches(
         if at_end:
             return
         unfinished.append(block[whole:])
-        if position - start > MAX_LINE_BYTES + 2 * block_bytes:
-            raise ValueError(
-                f"{file.path}: the line at offset {start} is longer than {MAX_LINE_BYTES} bytes; "
-                "is this a text file?"
-            )
-        block = following
+        block_start, block = block_end, following
 
 
 def _lines(text: bytes, start: int) -> pa.RecordBatch:

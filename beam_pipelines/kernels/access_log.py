@@ -4,6 +4,10 @@ r"""Lines of web server access logs, in the common or combined format of Apache 
 
 e.g. `192.0.2.7 - - [17/May/2015:10:05:03 +0000] "GET /pricing HTTP/1.1" 200 512 "-" "curl"`.
 Whatever follows the bytes sent (referrer, agent, fields of one's own) is ignored.
+
+Apache's vhost_combined (Debian's other_vhosts_access.log) puts the virtual host and its port
+before such a line, which are ignored, too: `example.com:80 192.0.2.7 - - [17/May/2015…`.
+Each line is judged by itself: see `_client`.
 """
 
 import re
@@ -48,7 +52,8 @@ def read_line(payload: bytes | None) -> tuple[str, int, str]:
         raise RejectedError(
             decode.NOT_ACCESS_LOG, 'the line is not: host - user [time] "request" status bytes'
         )
-    host, time, request = found.groups()
+    first, second, rest, time, request = found.groups()
+    host = _client(first, second, rest)
     micros, status = rfc3339.parse_one(_rfc3339(time))
     if status != rfc3339.OK:
         reason = decode.BAD_TIME if status == rfc3339.NOT_A_TIME else decode.TIME_OUT_OF_RANGE
@@ -107,24 +112,39 @@ class AccessLogDecoder:
         odd = (text.data == 0) | (text.data >= 0x80)
         if odd.any():
             plain &= text.per_row(odd) == 0
-        found = pc.extract_regex(payloads, _PLAIN_LINE)
-        host, time, target = (found.field(name) for name in ("host", "time", "target"))
-        plain &= found.is_valid().to_numpy(zero_copy_only=False)
-        plain &= ~pc.starts_with(target, b"HTTP/").to_numpy(zero_copy_only=False)
+        parts: list[Part] = []
         rows = np.flatnonzero(plain)
-        if len(rows) < len(plain):
-            host, time, target = (part.take(pa.array(rows)) for part in (host, time, target))
+        for pattern in (_PLAIN_LINE, _PLAIN_VHOST_LINE):
+            if not len(rows):
+                break
+            part, rows = self._matched(payloads, rows, pattern)
+            parts.append(part)
+        return decode.completed(self.schema, self._fields, payloads, parts, self._read_one)
+
+    def _matched(
+        self, payloads: pa.BinaryArray, rows: np.ndarray, pattern: str
+    ) -> tuple[Part, np.ndarray]:
+        """Decode those of the rows that match a pattern; also return those that don't."""
+        if len(rows) < len(payloads):
+            payloads = payloads.take(pa.array(rows))
+        found = pc.extract_regex(payloads, pattern)
+        host, time, target = (found.field(name) for name in ("host", "time", "target"))
+        plain = found.is_valid().to_numpy(zero_copy_only=False)
+        others = rows[~plain]
+        plain = plain & ~pc.starts_with(target, b"HTTP/").to_numpy(zero_copy_only=False)
+        if not plain.all():
+            here = pa.array(np.flatnonzero(plain))
+            host, time, target = (part.take(here) for part in (host, time, target))
+            rows = rows[plain]
         micros, status = rfc3339.parse(_rfc3339_column(time))
-        parts = {HOST: host.view(pa.string()), TARGET: target.view(pa.string())}
+        texts = {HOST: host.view(pa.string()), TARGET: target.view(pa.string())}
         batch = pa.RecordBatch.from_arrays(
-            [self._column(field, parts, micros) for field in self._fields], schema=self.schema
+            [self._column(field, texts, micros) for field in self._fields], schema=self.schema
         )
         good = status == rfc3339.OK
         if not good.all():
             rows, batch = rows[good], batch.filter(pa.array(good))
-        return decode.completed(
-            self.schema, self._fields, payloads, [Part(rows, batch)], self._read_one
-        )
+        return Part(rows, batch), others
 
     @cached_property
     def _fields(self) -> tuple[Field, ...]:
@@ -170,18 +190,56 @@ _TIME_LENGTH = len("17/May/2015:10:05:03 +0000")
 _STATUS_BYTES = r"(?:[0-9]{3}|-) (?:[0-9]+|-)"
 
 _LINE = re.compile(
-    rf'([^ ]+) [^ ]+ .+? \[({_TIME})\] "((?:[^"\\]|\\.)*+)" {_STATUS_BYTES}(?:[ \r\n].*)?',
+    rf'([^ ]+) ([^ ]+) (.+?) \[({_TIME})\] "((?:[^"\\]|\\.)*+)" {_STATUS_BYTES}(?:[ \r\n].*)?',
     re.DOTALL,
 )
+_VHOST = r"(?:[^: \[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}"
+_VIRTUAL_HOST = re.compile(_VHOST)
+_ADDRESS = re.compile(
+    r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}|(?=[^:]*:[^:]*:)[0-9A-Fa-f:.]+(?:%[^ ]*)?"  # IPv4, IPv6
+)
 
-# Lines without a space in their user and target, and without a backslash in their request.
-# At each byte there is one way to go on, which RE2 reads several times faster; all other
-# lines are left to `read_line`.
-_PLAIN_LINE = (
-    rf"^(?P<host>[^ ]+) [^ ]+ [^ ]+ \[(?P<time>{_TIME})\] "
+# Lines without a name from identd, without a space in their user and target, and without a
+# backslash in their request. At each byte there is one way to go on, which RE2 reads several
+# times faster; all other lines are left to `read_line`.
+_PLAIN_REST = (
+    rf" - [^ ]+ \[(?P<time>{_TIME})\] "
     r'"[^ "\\]+ (?P<target>[^ "\\]+)(?: HTTP/[^ "\\]*)?" '
     rf"{_STATUS_BYTES}(?:[ \r\n]|$)"
 )
+_PLAIN_LINE = rf"^(?P<host>[^ ]+){_PLAIN_REST}"
+_PLAIN_VHOST_LINE = rf"^{_VHOST} (?P<host>[^ -][^ ]*){_PLAIN_REST}"
+
+
+def _client(first: str, second: str, rest: str) -> str:
+    """Return the remote host of a line by what stands before its time.
+
+    A line of the common format has `-` or a name from identd in second place, one of
+    vhost_combined the remote host, after the virtual host with its port and before two more
+    fields. An address in second place of another line is nobody's name: the line is in a
+    format of one's own, and its first field may be anything.
+
+    Args:
+      first: The first field.
+      second: The second field.
+      rest: What follows; in the common format the user, whose name may have spaces.
+
+    Raises:
+      RejectedError: the line is in neither format.
+    """
+    if second == "-":
+        return first
+    has_address = _ADDRESS.fullmatch(second) is not None
+    ident, _, user = rest.partition(" ")
+    if ident and user and (has_address or ident == "-") and _VIRTUAL_HOST.fullmatch(first):
+        return second
+    if has_address:
+        raise RejectedError(
+            decode.NOT_ACCESS_LOG,
+            f"the second field is the address {decode.shown(second)}; it must be - or a name "
+            "(host - user [time] …), or follow a virtual host (name:port host - user [time] …)",
+        )
+    return first
 
 
 def _rfc3339(time: str) -> str:

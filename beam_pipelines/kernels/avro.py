@@ -28,7 +28,8 @@ class AvroDecoder:
       fields: Column → its field in the records, where their names differ.
       values: `one_of` column → text in the records → value of the column.
       writer_schema: Returns the schema, parsed by fastavro, that the records of a topic or
-        file were written with. Must be picklable.
+        file were written with; one that `require_bounded` refuses fails the call. Must be
+        picklable.
 
     Raises:
       ValueError: the arguments name columns or values that are not in the schema, or the
@@ -49,6 +50,7 @@ class AvroDecoder:
     def __call__(self, payloads: pa.BinaryArray, topic: str) -> Decoded:
         """Decode records that were written with the schema of a topic."""
         written = self.writer_schema(topic)
+        require_bounded(written)
         return decode.completed(
             self.schema,
             self._fields,
@@ -83,6 +85,53 @@ class AvroDecoder:
         return tuple(
             decode.value_of(field, _plain(record.get(field.name))) for field in self._fields
         )
+
+
+def require_bounded(schema: Any) -> None:
+    """Refuse a schema by which a short record may claim what has no bound.
+
+    Args:
+      schema: An Avro schema, parsed by fastavro.
+
+    Raises:
+      ValueError: it has an array of items that take no bytes, so that 6 bytes may say that
+        there are 10^10 of them; or a type that contains itself, which fastavro follows until
+        the process's stack ends.
+    """
+    _takes_no_bytes(schema, {})
+
+
+def _takes_no_bytes(schema: Any, named: dict[str, bool | None]) -> bool:
+    """Tell whether values may take no bytes; `named` knows the types seen, None: unfinished."""
+    if isinstance(schema, str):
+        if schema in named and named[schema] is None:
+            raise ValueError(f"its type {schema} contains itself, to any depth")
+        return schema == "null" or bool(named.get(schema))
+    if isinstance(schema, list):
+        for branch in schema:
+            _takes_no_bytes(branch, named)
+        return False
+    match kind := schema["type"]:
+        case "array":
+            if _takes_no_bytes(schema["items"], named):
+                raise ValueError("its items of an array take no bytes, so there may be any number")
+            return False
+        case "map":
+            _takes_no_bytes(schema["values"], named)
+            return False
+        case "record" | "error":
+            named[schema["name"]] = None
+            # All of them are looked at.
+            empty = all([_takes_no_bytes(field["type"], named) for field in schema["fields"]])
+            named[schema["name"]] = empty
+            return empty
+        case "fixed":
+            named[schema["name"]] = schema["size"] == 0
+            return schema["size"] == 0
+        case "enum":
+            return False
+        case _:
+            return _takes_no_bytes(kind, named)
 
 
 # What fastavro raises for bytes that don't follow the schema.

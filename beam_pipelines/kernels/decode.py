@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from beam_pipelines.kernels import rfc3339
 from beam_pipelines.model.batches import concatenated, empty_batch, encoded, values_of
-from beam_pipelines.model.records import MAX_PAYLOAD_BYTES, TIMESTAMP
+from beam_pipelines.model.records import MAX_KEPT_BYTES, MAX_PAYLOAD_BYTES, TIMESTAMP
 
 EMPTY_PAYLOAD = "empty_payload"
 """There are no bytes but whitespace, or no payload at all (a tombstone)."""
@@ -55,6 +55,9 @@ UNKNOWN_VALUE = "unknown_value"
 
 BAD_TIME = "bad_time"
 """A text is no RFC 3339 time, or names a day or time that never was."""
+
+EPOCH_SECONDS = "epoch_seconds"
+"""A number that should be milliseconds since 1970 must be seconds: see `rfc3339.SECONDS_FROM`."""
 
 TIME_OUT_OF_RANGE = "time_out_of_range"
 """A time lies outside the years 1 to 9999, UTC."""
@@ -112,7 +115,7 @@ class RejectedError(Exception):
 class Kind(Enum):
     """What a column holds; the value says what a record may hold for it."""
 
-    TIME = "an RFC 3339 text or an integer of epoch milliseconds"
+    TIME = "an RFC 3339 text or an integer of milliseconds since 1970"
     TEXT = "a text"
     ONE_OF = "one of the texts"
     INTEGER = "an integer of 64 bits"
@@ -216,7 +219,7 @@ def value_of(field: Field, value: Any) -> Any:
         case Kind.TIME, str():
             return _time(field, *rfc3339.parse_one(value), value)
         case Kind.TIME, datetime() if value.tzinfo is not None:
-            return (value - _EPOCH) // _MICROSECOND
+            return _stamped(field, (value - _EPOCH) // _MICROSECOND)
         case Kind.TIME, int() if not isinstance(value, bool):
             return _time(field, *rfc3339.from_epoch_ms_one(value), value)
         case Kind.TEXT, str():
@@ -310,7 +313,10 @@ def present(payload: bytes | None) -> bytes:
     if not payload:
         raise RejectedError(EMPTY_PAYLOAD, "there is nothing in the payload")
     if len(payload) > MAX_PAYLOAD_BYTES:
-        raise RejectedError(TOO_LARGE, f"{len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} fit")
+        least = "at least " if len(payload) >= MAX_KEPT_BYTES else ""
+        raise RejectedError(
+            TOO_LARGE, f"{least}{len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} fit"
+        )
     return payload
 
 
@@ -344,6 +350,12 @@ def _array(field: Field, values: Sequence[Any]) -> pa.Array:
 def _time(field: Field, micros: int, status: int, seen: str | int) -> int:
     if status == rfc3339.OK:
         return micros
+    if status == rfc3339.EPOCH_SECONDS:
+        raise RejectedError(
+            EPOCH_SECONDS,
+            f"{field.name} is {seen}, which must be seconds; send milliseconds since 1970 "
+            f"({seen}000) or an RFC 3339 text",
+        )
     what = shown(seen) if isinstance(seen, str) else "a number"
     if status == rfc3339.OUT_OF_RANGE:
         raise RejectedError(
@@ -352,6 +364,22 @@ def _time(field: Field, micros: int, status: int, seen: str | int) -> int:
     raise RejectedError(
         BAD_TIME, f"{field.name} is {what}, not a time like 2026-01-05T09:00:03.123Z"
     )
+
+
+def _stamped(field: Field, micros: int) -> int:
+    """Return an Avro timestamp, unless it must hold numbers of a coarser unit than its own.
+
+    Seconds in a timestamp-millis lie where they do in an integer; seconds in a
+    timestamp-micros before it, and milliseconds in a timestamp-micros there again.
+    """
+    if rfc3339.SECONDS_FROM <= micros < rfc3339.SECONDS_TO * 1000:
+        raise RejectedError(
+            EPOCH_SECONDS,
+            f"{field.name} is {_EPOCH + micros * _MICROSECOND}, so its number must be of a coarser "
+            "unit than its Avro type says; write milliseconds as timestamp-millis or microseconds "
+            "as timestamp-micros",
+        )
+    return micros
 
 
 def _checked_text(field: Field, text: str) -> str:

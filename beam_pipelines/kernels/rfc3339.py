@@ -14,8 +14,14 @@ import pyarrow as pa
 
 from beam_pipelines.model.records import MAX_EVENT_TIME_US, MIN_EVENT_TIME_US
 
-OK, NOT_A_TIME, OUT_OF_RANGE = range(3)
-"""Statuses: a time; none in the RFC's sense; one outside the years 1 to 9999, UTC."""
+OK, NOT_A_TIME, OUT_OF_RANGE, EPOCH_SECONDS = range(4)
+"""Statuses: a time; none in the RFC's sense; one outside the years 1 to 9999, UTC; a number
+that must be seconds since 1970."""
+
+SECONDS_FROM, SECONDS_TO = 10**8, 10**11
+"""Integers from here, and before there, are epoch seconds of the years 1973 to 5138. As
+milliseconds they would lie between 1970-01-02T03:46:40Z and 1973-03-03T09:46:40Z, where
+nobody's events do; integers outside are milliseconds, also those before 1970."""
 
 _TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))",
@@ -56,6 +62,8 @@ def parse_one(text: str) -> tuple[int, int]:
 
 def from_epoch_ms_one(milliseconds: int) -> tuple[int, int]:
     """Read one integer of milliseconds since 1970; returns as `parse_one` does."""
+    if SECONDS_FROM <= milliseconds < SECONDS_TO:
+        return 0, EPOCH_SECONDS
     micros = milliseconds * 1000
     return micros, OK if MIN_EVENT_TIME_US <= micros <= MAX_EVENT_TIME_US else OUT_OF_RANGE
 
@@ -66,7 +74,9 @@ def from_epoch_ms(milliseconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         milliseconds <= MAX_EVENT_TIME_US // 1000
     )
     status = np.where(inside, OK, OUT_OF_RANGE).astype(np.uint8)
-    return np.where(inside, milliseconds, 0) * 1000, status
+    seconds = (milliseconds >= SECONDS_FROM) & (milliseconds < SECONDS_TO)
+    status[seconds] = EPOCH_SECONDS
+    return np.where(status == OK, milliseconds, 0) * 1000, status
 
 
 def parse(texts: pa.StringArray | pa.BinaryArray) -> tuple[np.ndarray, np.ndarray]:

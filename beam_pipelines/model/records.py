@@ -26,6 +26,9 @@ MAX_EVENT_TIME_US = 253_402_300_799_999_999
 MAX_PAYLOAD_BYTES = 1 << 20
 """Larger records become dead letters."""
 
+MAX_KEPT_BYTES = 8 * MAX_PAYLOAD_BYTES
+"""What a dead letter keeps at most of a longer line of a file; its coordinates lead to the rest."""
+
 PAYLOADS = pa.schema(
     [
         pa.field("payload", pa.binary(), nullable=True),  # null: a tombstone

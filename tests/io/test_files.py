@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import tracemalloc
 from pathlib import Path
 
 import apache_beam as beam
@@ -127,12 +128,47 @@ def test_a_line_longer_than_blocks_and_ranges_is_whole(tmp_path):
     assert_tiled(spans, str(path), len(text), 1_000_000)
 
 
-def test_an_endless_line_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_LINE_BYTES", 100)
-    path = tmp_path / "binary"
-    path.write_bytes(b"ok\n" + b"x" * 1_000)
-    with pytest.raises(ValueError, match=r"binary: the line at offset 3 is longer than 100 bytes"):
-        list(read_lines(match(str(path))[0], block_bytes=10))
+@given(text=texts, range_bytes=st.integers(1, 50), block_bytes=st.integers(1, 20))
+@settings(max_examples=300, deadline=None)
+def test_of_a_long_line_the_beginning_is_kept_and_the_lines_around_it(
+    folder, text, range_bytes, block_bytes
+):
+    kept_bytes = 7
+    plain, packed = folder / "long.log", folder / "long.gz"
+    plain.write_bytes(text)
+    packed.write_bytes(gzip.compress(text))
+    sizes = {"range_bytes": range_bytes, "block_bytes": block_bytes}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(files, "MAX_KEPT_BYTES", kept_bytes)
+        spans = [
+            pair
+            for start in range(0, max(len(text), 1), range_bytes)
+            for pair in read_lines(match(str(plain))[0], start, **sizes)
+        ]
+        whole = list(read_lines(match(str(packed))[0], **sizes))
+    expected = [(offset, payload[:kept_bytes]) for offset, payload in naive_lines(text)]
+    assert lines_of(spans) == lines_of(whole) == expected
+    assert_tiled(spans, str(plain), len(text), range_bytes)
+    assert_tiled(whole, str(packed), len(text), range_bytes)
+
+
+def test_an_endless_line_takes_no_memory_and_its_length_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(files, "MAX_KEPT_BYTES", 1 << 17)
+    path = tmp_path / "bomb.gz"
+    with gzip.open(path, "wb", 1) as stream:
+        stream.write(b"first\n" + bytes(64 << 20) + b"\nlast")
+    [file] = match(str(path))
+    tracemalloc.start()
+    try:
+        lines = lines_of(list(read_lines(file, block_bytes=1 << 16)))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert lines == [(0, b"first"), (6, bytes(1 << 17)), ((64 << 20) + 7, b"last")]
+    assert peak_bytes < 2 << 20
+    assert caplog.messages == [
+        f"'{path}': the line at offset 6 has 67108864 bytes; its dead letter keeps the first 131072"
+    ]
 
 
 @pytest.mark.parametrize("name", ["plain.log", "packed.gz"])
@@ -186,6 +222,20 @@ def test_a_file_that_grows_while_it_is_read_is_an_error(tmp_path):
         list(spans)
 
 
+@pytest.mark.parametrize("range_bytes", [8, 1_000])
+def test_a_file_rewritten_with_as_many_bytes_while_it_is_read_is_an_error(tmp_path, range_bytes):
+    path = tmp_path / "live.log"
+    path.write_bytes(b"one\n" * 100)
+    os.utime(path, (1_000, 1_000))
+    spans = read_lines(match(str(path))[0], 0, range_bytes=range_bytes, block_bytes=10)
+    next(spans)
+    path.write_bytes(b"two\n" * 100)
+    os.utime(path, ns=(0, 1_500_000_000_000))
+    expected = r"live\.log was modified .* 1970-01-01T00:16:40\.000000Z .*T00:25:00\.000000Z now"
+    with pytest.raises(ValueError, match=expected):
+        list(spans)
+
+
 def test_the_transform_reads_ranges_of_plain_files_and_whole_gzip_files(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "RANGE_BYTES", 10)
     monkeypatch.setattr(read_lines, "__kwdefaults__", {"range_bytes": 10, "block_bytes": 4})
@@ -229,6 +279,40 @@ def test_patterns_match_each_file_once_sorted_and_no_folders(tmp_path):
     assert (found[0].size_bytes, found[0].modified_us) == (2, modified_us)
 
 
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_of_the_names_of_one_file_one_is_read_and_the_others_are_named(tmp_path, caplog, link):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "b.log").write_bytes(b"x\n")
+    link(tmp_path / "b.log", tmp_path / "c.log")
+    link(tmp_path / "b.log", tmp_path / "folder" / "d.log")
+    os.symlink(tmp_path / "folder", tmp_path / "a_folder")
+    os.symlink(tmp_path / "b.log", tmp_path / "a.log")
+    (tmp_path / "other.log").write_bytes(b"x\n")
+    found = match(f"{tmp_path}/*.log,{tmp_path}/./b.log,{tmp_path}/*/*.log")
+    # The first that is no link, within folders that are none.
+    assert [os.path.relpath(file.path, tmp_path) for file in found] == ["b.log", "other.log"]
+    assert found[0].path == f"{tmp_path}/./b.log"
+    left_out = ("a.log", "a_folder/d.log", "b.log", "c.log", "folder/d.log")
+    assert caplog.messages == [
+        f"'{tmp_path}/{name}' is left out: it is the same file as '{found[0].path}'"
+        for name in left_out
+    ]
+
+
+def test_a_link_to_a_file_that_nothing_else_names_is_read_by_its_own_name(tmp_path, caplog):
+    (tmp_path / "data").write_bytes(b"x\n")
+    os.symlink(tmp_path / "data", tmp_path / "current.log")
+    assert [file.path for file in match(f"{tmp_path}/*.log")] == [f"{tmp_path}/current.log"]
+    assert caplog.messages == []
+
+
+def test_a_file_whose_name_is_not_utf8_is_refused_by_its_name(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.log", "wb") as stream:
+        stream.write(b"x\n")
+    with pytest.raises(ValueError, match=r"the file b'.*/caf\\xe9\.log' is not UTF-8.*rename it"):
+        match(f"{tmp_path}/c*.log")
+
+
 def test_a_pattern_without_a_file_is_an_error(tmp_path):
     (tmp_path / "a.log").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"no file matches '.*/\*\.gz'"):
@@ -248,6 +332,8 @@ EVENT = b'{"event_time":"2026-01-05T09:00:00Z","page_url":"/ [x] \\"y\\""}\n'
         (EVENT * 3, "ndjson"),
         (b"\n\r\n  " + EVENT + b"garbage\n" * 9, "ndjson"),
         (LOG_LINE, "access_log"),
+        (b"example.com:80 " + LOG_LINE, "access_log"),
+        (b"[::1]:80 " + LOG_LINE, "access_log"),
         (LOG_LINE * 60 + EVENT * 40 + EVENT * 500, "access_log"),
         (b"Obj\x01\x02whatever", "avro"),
         (b"", None),

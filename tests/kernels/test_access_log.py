@@ -1,6 +1,7 @@
 import gzip
 import pickle
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,8 @@ TIME = "17/May/2015:10:05:03 +0000"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def line(request="GET / HTTP/1.1", host="h", user="-", time=TIME, tail=" 200 5"):
-    return f'{host} - {user} [{time}] "{request}"{tail}'.encode()
+def line(request="GET / HTTP/1.1", host="h", user="-", time=TIME, tail=" 200 5", ident="-"):
+    return f'{host} {ident} {user} [{time}] "{request}"{tail}'.encode()
 
 
 def naive(payload):
@@ -44,6 +45,7 @@ def naive(payload):
     words = head.split(" ", 2)
     if not (opened and closed) or len(words) < 3 or not all(words):
         return decode.NOT_ACCESS_LOG
+    client = naive_client(*words)
     request, place = "", 0
     while place < len(rest) and rest[place] != '"':
         step = 2 if rest[place] == "\\" else 1
@@ -66,6 +68,8 @@ def naive(payload):
     if fixed != "//:::" or not is_number(digits):
         return decode.NOT_ACCESS_LOG
     iso = f"{time[7:11]}-{MONTHS[time[3:6]]:02}-{time[:2]}T{time[12:20]}{time[21:24]}:{time[24:]}"
+    if client is None:
+        return decode.NOT_ACCESS_LOG
     try:
         moment = datetime.fromisoformat(iso)
     except ValueError:
@@ -78,9 +82,24 @@ def naive(payload):
     target = request[request.index(words[0]) + len(words[0]) :].strip(" ")
     if target.rpartition(" ")[2].startswith("HTTP/"):
         target = target.rpartition(" ")[0].rstrip(" ")
-    if "\0" in target or "\0" in text.split(" ")[0]:
+    if "\0" in target or "\0" in client:
         return decode.NUL_CHARACTER
-    return text.split(" ")[0], moment.astimezone(UTC), target
+    return client, moment.astimezone(UTC), target
+
+
+def naive_client(first, second, rest):
+    name, _, port = first.rpartition(":")
+    after = rest.split(" ", 1)
+    two_more = len(after) == 2 and all(after)
+    try:
+        ip_address(second)
+        is_address = True
+    except ValueError:
+        is_address = False
+    is_virtual_host = is_number(port) and name and (":" not in name or name[0] + name[-1] == "[]")
+    if is_virtual_host and second != "-" and two_more and (is_address or after[0] == "-"):
+        return second
+    return None if is_address else first
 
 
 def is_number(text):
@@ -145,6 +164,55 @@ def test_users_may_have_spaces(user):
     assert outcome(line(user=user))[2] == "/"
 
 
+@pytest.mark.parametrize("virtual_host", ["example.com:80", "127.0.1.1:443", "[2001:db8::1]:80"])
+@pytest.mark.parametrize("host", ["192.0.2.7", "::1", "2001:db8::7", "crawl.example.org"])
+@pytest.mark.parametrize("user", ["-", "bob", "bob smith"])
+def test_a_line_behind_a_virtual_host_is_its_clients(virtual_host, host, user):
+    behind = f"{virtual_host} ".encode() + line(host=host, user=user)
+    assert outcomes(pa.array([line(host=host, user=user), behind], pa.binary())) == [
+        (host, datetime(2015, 5, 17, 10, 5, 3, tzinfo=UTC), "/"),
+        (host, datetime(2015, 5, 17, 10, 5, 3, tzinfo=UTC), "/"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("host", "ident", "user"),
+    [
+        ("192.0.2.7:52134", "-", "-"),  # a proxy's client with its port
+        ("192.0.2.7:52134", "-", "bob smith"),
+        ("192.0.2.7:52134", "-", "- -"),
+        ("192.0.2.7:52134", "frank", "bob"),
+        ("192.0.2.7:52134", "frank", "bob smith"),
+        ("192.0.2.7", "frank", "bob"),
+        ("192.0.2.7", "frank", "- -"),
+        ("2001:db8::1:80", "frank", "- -"),
+        ("::1", "-", "192.0.2.7"),
+        ("h", "1.2.3", "- -"),
+        ("h", "dead:beef", "- -"),
+    ],
+)
+def test_no_line_of_the_common_format_is_taken_for_another(host, ident, user):
+    assert outcome(line(host=host, ident=ident, user=user))[0] == host
+
+
+@pytest.mark.parametrize(
+    ("first", "address", "rest"),
+    [
+        ("example.com", "192.0.2.7", "- -"),  # a virtual host without its port
+        ("example.com", "2001:db8::7", "bob"),
+        ("192.0.2.7", "10.0.0.1", "-"),
+        ("example.com:80", "192.0.2.7", "-"),  # nobody's identity, or nobody's name
+        ("example.com:https", "192.0.2.7", "- -"),
+        ("2001:db8::1:80", "192.0.2.7", "- -"),
+    ],
+)
+def test_an_address_in_the_place_of_a_name_is_another_format(first, address, rest):
+    payload = line(host=first, ident=address, user=rest)
+    assert outcome(payload) == decode.NOT_ACCESS_LOG
+    [rejection] = DECODER(pa.array([payload], pa.binary()), "topic").rejections
+    assert f"the second field is the address '{address}'; it must be - or" in rejection.message
+
+
 def test_times_carry_their_offset():
     time = outcome(line(time="01/Jan/2015:00:30:00 +0530"))[1]
     assert time == datetime(2014, 12, 31, 19, 0, tzinfo=UTC)
@@ -198,16 +266,17 @@ words = st.sampled_from(
     ["GET", " ", "/", "/a", "HTTP/1.1", "HTTP/", r"\"", "\\\\", r"\x16", "é", "\udcff", "\0", "-"]
 )
 lines = st.builds(
-    lambda request, host, user, time, tail: (
-        line("".join(request), host, user, time, tail)
+    lambda request, host, ident, user, time, tail: (
+        line("".join(request), host, user, time, tail, ident)
         if not any(0xDC80 <= ord(c) <= 0xDCFF for c in "".join(request))
-        else f'{host} - {user} [{time}] "{"".join(request)}"{tail}'.encode(
+        else f'{host} {ident} {user} [{time}] "{"".join(request)}"{tail}'.encode(
             "utf-8", "surrogateescape"
         )
     ),
     st.lists(words, max_size=6),
-    st.sampled_from(["h", "::1", "é", "", "\0"]),
-    st.sampled_from(["-", "bob", "bob smith", ""]),
+    st.sampled_from(["h", "::1", "é", "", "\0", "h:80", "[::1]:80"]),
+    st.sampled_from(["-", "-", "-", "192.0.2.7", "::1", "name"]),
+    st.sampled_from(["-", "bob", "bob smith", "- -", "- bob", "", " x"]),
     st.sampled_from([TIME, TIME, "30/Feb/2015:10:05:03 +0000", "17/May/2015:10:05:03 -1130", "x"]),
     st.sampled_from([" 200 5", ' 200 5 "-" "x"', " - -\r", " 20 5", " 200 x", "", " 200 5\n\nx"]),
 )

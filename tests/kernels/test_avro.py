@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipelines.kernels import decode
-from beam_pipelines.kernels.avro import AvroDecoder
+from beam_pipelines.kernels.avro import AvroDecoder, require_bounded
 from beam_pipelines.model.activity import ACTIVITY
 from beam_pipelines.model.batches import one_of
 from beam_pipelines.model.records import MAX_PAYLOAD_BYTES, TIMESTAMP
@@ -91,6 +91,25 @@ def test_times_are_read_however_they_are_written(schema, time):
     ]
 
 
+@pytest.mark.parametrize(
+    ("schema", "unit_us"), [("number", 1_000), ("millis", 1_000), ("micros", 1)]
+)
+def test_times_before_1970_and_just_after_are_read(schema, unit_us):
+    for micros in (-62_135_596_800_000_000, -1_000_000, 0, 99_000_000, 10**14):
+        record = {**EVENT, "event_time": micros // unit_us}
+        result = decoded([encoded(record, "number")], schema)
+        assert result.rows["event_time"].cast(pa.int64()).to_pylist() == [micros]
+
+
+def test_a_timestamp_of_a_coarser_unit_than_its_type_says_how_to_write_it():
+    seconds = encoded({**EVENT, "event_time": 1767603600}, "number")
+    assert [r.message for r in decoded([seconds], "millis").rejections] == [
+        "event_time is 1970-01-21 11:00:03.600000+00:00, so its number must be of a coarser unit "
+        "than its Avro type says; write milliseconds as timestamp-millis or microseconds as "
+        "timestamp-micros"
+    ]
+
+
 def test_uuids_are_texts():
     identifier = "6f1c2c0e-8a53-4d2e-9d5b-0123456789ab"
     result = decoded([encoded({**EVENT, "event_id": identifier}, "id")], "id")
@@ -116,6 +135,10 @@ def test_uuids_are_texts():
         (encoded({**EVENT, "event_time": 10**15}, "number"), "number", decode.TIME_OUT_OF_RANGE),
         (encoded({**EVENT, "event_time": 10**15}, "number"), "millis", decode.TIME_OUT_OF_RANGE),
         (encoded({**EVENT, "event_time": 0}, "number"), "local", decode.WRONG_TYPE),
+        (encoded({**EVENT, "event_time": 1767603600}, "number"), "number", decode.EPOCH_SECONDS),
+        (encoded({**EVENT, "event_time": 1767603600}, "number"), "millis", decode.EPOCH_SECONDS),
+        (encoded({**EVENT, "event_time": 1767603600}, "number"), "micros", decode.EPOCH_SECONDS),
+        (encoded({**EVENT, "event_time": 1767603600000}, "number"), "micros", decode.EPOCH_SECONDS),
         (
             encoded({**EVENT, "event_time": 0.5, "user_id": b"u"}, "double"),
             "double",
@@ -185,6 +208,55 @@ def test_another_schema_is_decoded():
         }
     ]
     assert [(r.row, r.reason) for r in result.rejections] == [(1, decode.BAD_NUMBER)]
+
+
+NODE = {"type": "record", "name": "Node", "fields": [{"name": "next", "type": ["null", "Node"]}]}
+NOTHING = {"type": "record", "name": "Nothing", "fields": [{"name": "a", "type": "null"}]}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"type": "array", "items": "null"},
+        {"type": "array", "items": NOTHING},
+        {"type": "map", "values": {"type": "array", "items": {"type": "null"}}},
+        ["null", {"type": "array", "items": {"type": "fixed", "name": "F", "size": 0}}],
+        NODE,
+        {"type": "array", "items": NODE},
+    ],
+)
+def test_a_schema_by_which_a_few_bytes_claim_anything_is_refused(kind):
+    schema = schema_with(more=[{"name": "more", "type": kind}])
+    decoder = AvroDecoder(ACTIVITY, {"event_type": "kind"}, {}, lambda topic: schema)
+    with pytest.raises(ValueError, match=r"take no bytes|contains itself"):
+        decoder(pa.array([b"\0"], pa.binary()), "topic")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "null",
+        NOTHING,
+        {"type": "map", "values": "null"},
+        {"type": "array", "items": ["null"]},
+        {"type": "array", "items": {"type": "array", "items": "boolean"}},
+    ],
+)
+def test_a_schema_whose_items_take_bytes_is_read(kind):
+    twice = [{"name": "more", "type": kind}, {"name": "again", "type": "string"}]
+    require_bounded(schema_with(more=twice))
+    named = {"type": "record", "name": "Point", "fields": [{"name": "x", "type": "long"}]}
+    fields = [{"name": "a", "type": named}, {"name": "b", "type": ["null", "Point"]}]
+    require_bounded(schema_with(more=fields))
+
+
+def test_an_array_that_claims_more_items_than_there_are_bytes_is_a_bad_record():
+    ids = {"type": "array", "items": "string"}
+    schema = schema_with(more=[{"name": "more", "type": ids}])
+    decoder = AvroDecoder(ACTIVITY, {"event_type": "kind"}, {}, lambda topic: schema)
+    claims = encoded(EVENT) + b"\x80\x80\x80\x80\x80\x80\x80\x80\x40" + b"\0"
+    result = decoder(pa.array([claims], pa.binary()), "topic")
+    assert [r.reason for r in result.rejections] == [decode.BAD_AVRO]
 
 
 def test_decoders_are_pickled():

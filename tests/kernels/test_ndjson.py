@@ -150,6 +150,10 @@ BAD = [
     (raw(event(event_time=10**30)), decode.TIME_OUT_OF_RANGE),
     (raw(event(event_time=2**63)), decode.TIME_OUT_OF_RANGE),
     (raw(event(event_time=253402300800000)), decode.TIME_OUT_OF_RANGE),
+    (raw(event(event_time=1767603600)), decode.EPOCH_SECONDS),
+    (raw(event(event_time=1767603600.5)), decode.WRONG_TYPE),
+    (raw(event(event_time=1767603600000.0)), decode.WRONG_TYPE),
+    (raw(event(event_time="1767603600")), decode.BAD_TIME),
     (raw(event(event_time="9999-12-31T23:59:59-01:00")), decode.TIME_OUT_OF_RANGE),
     (raw(EVENT)[:-1] + b',"user_id":"u-1234"}', decode.DUPLICATE_KEY),
     (b'{"user_id":"a",' + raw(EVENT)[1:], decode.DUPLICATE_KEY),
@@ -196,7 +200,13 @@ def test_a_record_may_be_written_in_any_way_json_allows(payload):
 def test_messages_name_the_field_what_was_seen_and_what_would_be_right():
     decoded = NdjsonDecoder(ACTIVITY)(
         payloads_of(
-            [raw(event(user_id=7)), raw(event(event_type="x" * 99)), raw(event(event_time="now"))]
+            [
+                raw(event(user_id=7)),
+                raw(event(event_type="x" * 99)),
+                raw(event(event_time="now")),
+                raw(event(event_time=1767603600)),
+                raw(event(event_time=1767603600.5)),
+            ]
         ),
         "topic",
     )
@@ -204,7 +214,28 @@ def test_messages_name_the_field_what_was_seen_and_what_would_be_right():
         "user_id is an integer; it must be a text",
         f"event_type is '{'x' * 40}...', not one of page_view, click, session_start, session_end",
         "event_time is 'now', not a time like 2026-01-05T09:00:03.123Z",
+        "event_time is 1767603600, which must be seconds; send milliseconds since 1970 "
+        "(1767603600000) or an RFC 3339 text",
+        "event_time is a number with a fraction or exponent; it must be an RFC 3339 text or an "
+        "integer of milliseconds since 1970",
     ]
+
+
+@pytest.mark.parametrize("rows", [1, 50])  # parsed one by one, cut by their layout
+@pytest.mark.parametrize("more", [{}, {"x": "\\"}])  # or parsed by msgspec
+def test_integers_that_can_only_be_seconds_are_no_milliseconds(rows, more):
+    numbers = (-(10**9), 0, 10**8 - 1, 10**8, 1767603600, 10**11 - 1, 10**11, 1767603600000)
+    seconds = (10**8, 1767603600, 10**11 - 1)
+    for number in numbers:
+        batch = payloads_of([compact({**EVENT, "event_time": number, **more})] * rows)
+        decoded = assert_agrees(batch, NdjsonDecoder(ACTIVITY))
+        if number in seconds:
+            assert [r.reason for r in decoded.rejections] == [decode.EPOCH_SECONDS] * rows
+        else:
+            times = decoded.rows["event_time"].cast(pa.int64()).to_pylist()
+            assert times == [number * 1_000] * rows
+    mixed = [compact({**EVENT, "event_time": n, **more}) for n in numbers for _ in range(rows)]
+    assert len(assert_agrees(payloads_of(mixed), NdjsonDecoder(ACTIVITY)).rows) == 5 * rows
 
 
 def test_an_empty_event_id_is_none():
@@ -314,7 +345,9 @@ json_values = st.recursive(
     max_leaves=4,
 )
 names = st.sampled_from([*EVENT, *ORDER, "x", "usér", "id", "_id", 'r_id"'])
-times = st.sampled_from(["2026-01-01T00:00:00Z", "2026-01-01 00:00:00.5+01:00", 0, -1, 10**14])
+times = st.sampled_from(
+    ["2026-01-01T00:00:00Z", "2026-01-01 00:00:00.5+01:00", 0, -1, 10**8, 10**11, 10**14]
+)
 records = st.builds(
     lambda base, changes, time, dropped: {
         name: value

@@ -6,6 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from beam_pipelines.kernels.rfc3339 import (
+    EPOCH_SECONDS,
     NOT_A_TIME,
     OK,
     OUT_OF_RANGE,
@@ -153,8 +154,16 @@ def test_columns_may_be_sliced_hold_nulls_and_bytes_that_are_no_text():
 @given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-(10**14), 10**15), max_size=20))
 @example([-1, MIN_EVENT_TIME_US // 1000 - 1, MIN_EVENT_TIME_US // 1000])
 @example([MAX_EVENT_TIME_US // 1000, MAX_EVENT_TIME_US // 1000 + 1])
+@example([10**8 - 1, 10**8, 10**11 - 1, 10**11])
 def test_epoch_milliseconds_agree_with_single_ones(values):
     micros, status = from_epoch_ms(pa.array(values, pa.int64()).to_numpy())
     expected = [from_epoch_ms_one(value) for value in values]
     assert status.tolist() == [s for _, s in expected]
     assert micros.tolist() == [value if s == OK else 0 for value, s in expected]
+
+
+def test_seconds_of_the_years_1973_to_5138_are_told_from_milliseconds():
+    refused = [int(datetime(year, 4, 1, tzinfo=UTC).timestamp()) for year in (1973, 2026, 5138)]
+    assert [from_epoch_ms_one(second) for second in refused] == [(0, EPOCH_SECONDS)] * 3
+    taken = [int(datetime(year, 4, 1, tzinfo=UTC).timestamp()) * 1000 for year in (1, 1969, 1973)]
+    assert [from_epoch_ms_one(ms) for ms in (0, *taken)] == [(ms * 1000, OK) for ms in (0, *taken)]

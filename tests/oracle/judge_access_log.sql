@@ -1,5 +1,10 @@
 -- raw(topic, partition, "offset", append_us, payload) → judged: every line of a common or
--- combined log, or the reason why it is none. Lines are UTF-8 here; others make this fail.
+-- combined log, also behind a virtual host, or the reason why it is none. Lines are UTF-8 here;
+-- others make this fail.
+
+CREATE MACRO is_address(word) AS
+    regexp_full_match(word, '\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}')
+    OR (word LIKE '%:%:%' AND regexp_full_match(split_part(word, '%', 1), '[0-9a-fA-F:.]+'));
 
 CREATE TABLE judged AS
 WITH lines AS (
@@ -7,16 +12,25 @@ WITH lines AS (
         *,
         regexp_extract(
             decode(payload),
-            '^(\S+) \S+ .+? \[(\d\d)/([A-Z][a-z]{2})/(\d{4}):(\d\d):(\d\d):(\d\d) ([+-])(\d\d)(\d\d)\] '
+            '^(\S+) (\S+) (.+?) \[(\d\d)/([A-Z][a-z]{2})/(\d{4}):(\d\d):(\d\d):(\d\d) ([+-])(\d\d)(\d\d)\] '
             '"((?:[^"\\]|\\.)*)" (?:\d{3}|-) (?:\d+|-)(?: .*)?$',
-            ['host', 'day', 'month', 'year', 'hour', 'minute', 'second',
+            ['word_1', 'word_2', 'others', 'day', 'month', 'year', 'hour', 'minute', 'second',
              'sign', 'off_hour', 'off_minute', 'request']
         ) AS p
     FROM raw
 ), numbers AS (
     SELECT
         * EXCLUDE (p),
-        p.host AS user_id,
+        -- %h %l %u, or %v:%p %h %l %u: what a line is shows in its second word.
+        CASE
+            WHEN p.word_2 = '-' THEN p.word_1
+            WHEN regexp_full_match(p.word_1, '([^:\[\]]+|\[[^\[\]]+\]):\d{1,5}')
+                AND CASE
+                    WHEN is_address(p.word_2) THEN regexp_matches(p.others, '^\S+ .')
+                    ELSE p.others LIKE '- _%'
+                END THEN p.word_2
+            WHEN NOT is_address(p.word_2) THEN p.word_1
+        END AS user_id,
         epoch_us(try_cast(
             p.year || '-' || list_position(
                 ['Jan', 'Feb', 'Mar', 'Apr', 'May', 'Jun', 'Jul', 'Aug', 'Sep', 'Oct', 'Nov', 'Dec'],
@@ -33,7 +47,7 @@ SELECT
     topic, partition, "offset", append_us, payload,
     CASE
         WHEN trim(decode(payload), E' \t\r\n') = '' THEN 'empty_payload'
-        WHEN event_us IS NULL THEN 'not_access_log'
+        WHEN event_us IS NULL OR user_id IS NULL THEN 'not_access_log'
         WHEN page_url = '' THEN 'no_target'
     END AS reason,
     CASE WHEN reason IS NULL THEN event_us END AS event_us,

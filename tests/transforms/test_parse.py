@@ -6,9 +6,11 @@ from random import Random
 import apache_beam as beam
 import pyarrow as pa
 import pytest
+from apache_beam.pvalue import TaggedOutput
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import FixedWindows
+from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines.kernels.decode import RejectedError
 from beam_pipelines.kernels.ndjson import NdjsonDecoder, read_one
@@ -16,6 +18,7 @@ from beam_pipelines.model.batches import BatchOf, batch_of_rows
 from beam_pipelines.model.records import EVENT_TIME, PAYLOADS, TIMESTAMP
 from beam_pipelines.model.span import Span, spanned
 from beam_pipelines.model.time_rule import TimeRule
+from beam_pipelines.transforms import parse
 from beam_pipelines.transforms.lateness import ClassifyLateness
 from beam_pipelines.transforms.parse import COORDINATES, DECODED_ROWS, PAYLOAD, Parse, _ParseFn
 
@@ -227,6 +230,32 @@ def test_what_comes_of_a_batch_is_the_same_however_many_are_decoded_with_it(iden
         for identity in decoded_alone(span, batch, identify_by)
     ]
     run(check, *pairs, identify_by=identify_by)
+
+
+def test_payloads_are_decoded_together_up_to_so_many_bytes(monkeypatch):
+    monkeypatch.setattr(parse, "DECODED_BYTES", 6_400)
+    together = []
+
+    class WatchedDecoder(NdjsonDecoder):
+        def __call__(self, payloads, topic):
+            together.append([len(payload) for payload in payloads.to_pylist()])
+            return super().__call__(payloads, topic)
+
+    stage = _ParseFn(WatchedDecoder(READINGS), "id")
+    stage.start_bundle()
+    sizes = [2_000, 2_000, 2_000, 2_000, 9_000, 10, 6_000]
+    everything = records(*(b"x" * size for size in sizes))[1]
+    outputs = []
+    for i, size in enumerate(sizes):
+        own, slice_of_all = records(b"x" * size, start=i, last=False)[1], everything.slice(i, 1)
+        span = Span("topic", 0, 0, 1000, i, i + 1, False)
+        outputs += stage.process((span, slice_of_all if i % 2 else own), Timestamp(0))
+    outputs += stage.finish_bundle()
+    assert together == [[2_000, 2_000, 2_000], [2_000], [9_000], [10, 6_000]]
+    letters = [output.value for output in outputs if isinstance(output, TaggedOutput)]
+    assert [len(letter.value["payload"][0].as_py()) for letter in letters] == sizes
+    spans = [output.value[0] for output in outputs if not isinstance(output, TaggedOutput)]
+    assert [span.start for span in spans] == list(range(len(sizes)))
 
 
 def is_valid(payload):
