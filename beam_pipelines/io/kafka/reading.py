@@ -145,9 +145,12 @@ class Reading:
 
     def fetched(self, positions: Positions, wait_s: float) -> dict[Partition, Fetched]:
         """Fetch what comes next of the partitions that are not done."""
-        offsets = {p: at.next for p, at in positions.partitions.items() if not at.done}
-        self.fetcher.assign(offsets)
-        if not offsets:
+        open_ = {p: at for p, at in positions.partitions.items() if not at.done}
+        self.fetcher.assign(
+            {p: at.next for p, at in open_.items()},
+            {p: at.leader_epoch for p, at in open_.items()},
+        )
+        if not open_:
             time.sleep(wait_s)  # a reader without partitions, as yet
             return {}
         return self.fetcher.fetch(wait_s)
@@ -197,7 +200,13 @@ class Reading:
             at, row = span_end, upto
         if append_us is not None and rows:
             watermark.appended(int(append_us[:rows].max()))
-        moved = replace(position, next=max(end, position.next), watermark_us=watermark.now())
+        epoch = position.leader_epoch if fetched.leader_epoch is None else fetched.leader_epoch
+        moved = replace(
+            position,
+            next=max(end, position.next),
+            watermark_us=watermark.now(),
+            leader_epoch=epoch,
+        )
         return moved, elements
 
     def _append_times(

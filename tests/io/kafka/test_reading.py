@@ -4,7 +4,7 @@ from confluent_kafka import KafkaException
 from beam_pipelines.io.kafka import reading
 from beam_pipelines.io.kafka.client import KafkaCluster, KafkaUnreachable
 from beam_pipelines.io.kafka.fetch import SourceError
-from beam_pipelines.io.kafka.positions import Position, Positions
+from beam_pipelines.io.kafka.positions import Position, Positions, PositionsCoder
 from beam_pipelines.io.kafka.reading import METADATA_PERIOD_S, OpenReadings, Reading, Subscription
 from beam_pipelines.model.watermark import CLOCK_SKEW_US
 from tests.io.kafka.broker import (
@@ -382,6 +382,17 @@ def test_what_is_done_is_not_fetched(broker):
     read.fetcher.coming = {P1: records(3, 1)}
     assert set(read.fetched(positions, 1.0)) == {P1}
     assert read.fetcher.assigned == {P1: 3}
+
+
+def test_the_leader_of_the_last_record_is_kept_and_asked_for(broker):
+    read = reading_of(broker)
+    positions, _ = read.taken(at(), {P0: records(0, 1, leader_epoch=4)})
+    positions, _ = read.taken(positions, {P0: nothing(1)})
+    coder = PositionsCoder()
+    restored = coder.decode(coder.encode(positions))
+    again = reading_of(broker)
+    again.fetched(restored, 1.0)
+    assert (again.fetcher.assigned, again.fetcher.epochs) == ({P0: 1}, {P0: 4})
 
 
 def test_offsets_are_committed_to_a_group_now_and_then(broker):
