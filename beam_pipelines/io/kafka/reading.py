@@ -41,7 +41,10 @@ APPEND_TIMES = ("broker", "producer", "none")
 
 @dataclass(frozen=True)
 class Subscription:
-    """What is read, and from where on; `ReadKafka` says what the fields mean."""
+    """What is read, and from where on; `ReadKafka` says what the fields mean.
+
+    `start` is `earliest` or a time: every attempt of a job begins at the same place.
+    """
 
     cluster: KafkaCluster
     topics: tuple[str, ...]
@@ -132,9 +135,7 @@ class Reading:
         first = self.fetcher.list_offsets(new, OffsetSpec.earliest())
         end = self.fetcher.list_offsets(new, OffsetSpec.latest())
         begin = first
-        if not positions.begun and self.read.start == "latest":
-            begin = end
-        elif not positions.begun and isinstance(self.read.start, int):
+        if not positions.begun and isinstance(self.read.start, int):
             found = self.fetcher.list_offsets(
                 new, OffsetSpec.for_timestamp(-(-self.read.start // 1000))
             )

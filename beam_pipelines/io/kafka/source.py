@@ -1,5 +1,6 @@
 """Kafka topics as a source: batches are born in the poll, offsets live in the restriction."""
 
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -52,8 +53,10 @@ class ReadKafka(beam.PTransform):
       cluster: The brokers.
       topics: Names of topics.
       out_of_orderness_s: Seconds that events on time may lie behind their append time.
-      start: Where new reading begins: `earliest`, `latest`, or µs since 1970 (the first
-        record appended then or later). A job that resumes goes on where it was.
+      start: Where new reading begins: `earliest`, µs since 1970 (the first record appended
+        then or later), or `latest`: the time at which the job is submitted, so that a job
+        that fails before its first checkpoint begins there again. A job that resumes goes
+        on where it was.
       until_end: Read up to the end offsets seen at the start, and no further.
       append_time: `broker`: the broker's (LogAppendTime); `producer`: the producer's
         (CreateTime), no later than the clock and never falling within a partition;
@@ -96,7 +99,7 @@ class ReadKafka(beam.PTransform):
             self.cluster,
             self.topics,
             self.out_of_orderness_s,
-            self.start,
+            time.time_ns() // 1000 if self.start == "latest" else self.start,
             self.until_end,
             self.append_time,
             self.group,

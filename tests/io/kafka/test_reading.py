@@ -238,12 +238,6 @@ def test_reading_begins_at_the_beginning(broker):
     )
 
 
-def test_reading_can_begin_at_the_end(broker):
-    broker.begins, broker.ends = {P0: 5, P1: 0}, {P0: 9, P1: 4}
-    positions = reading_of(broker, start="latest").looked_up(Positions())
-    assert positions.partitions == {P0: Position(9, 9), P1: Position(4, 4)}
-
-
 def test_reading_can_begin_at_a_time(broker):
     broker.ends = {P0: 9, P1: 4}
     broker.at_time = {P0: 7, P1: -1}  # -1: nothing was appended since
@@ -266,7 +260,7 @@ def test_reading_to_the_end_stops_at_the_ends_of_the_start(broker):
 
 
 def test_a_new_partition_is_read_from_its_beginning(broker):
-    read = reading_of(broker, start="latest")
+    read = reading_of(broker, start=NOON)
     broker.ends = {P0: 9, P1: 4}
     positions = read.looked_up(Positions())
     broker.topics["views"] = ("id-1", 3, "LogAppendTime")
@@ -300,7 +294,7 @@ def test_a_partition_without_a_leader_at_the_start_is_an_error(broker):
 def test_positions_that_were_restored_go_on(broker):
     broker.ends = {P0: 900, P1: 900}
     restored = at(next_=70, watermark=5).moved({P1: Position(3, 80, None, 6)})
-    assert reading_of(broker, start="latest").looked_up(restored) == restored
+    assert reading_of(broker, start=NOON).looked_up(restored) == restored
 
 
 def test_state_that_was_made_with_other_settings_is_refused(broker):

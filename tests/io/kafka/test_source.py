@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import apache_beam as beam
 import pytest
 from apache_beam.coders import StrUtf8Coder, TupleCoder
@@ -134,6 +136,21 @@ def test_what_a_check_finds_stops_the_job_before_anything_is_read(cluster):
     with pytest.raises(Exception, match="the table is missing"):
         pipeline.run()
     assert cluster.fetchers == []
+
+
+def test_latest_is_when_the_job_was_submitted_however_often_it_starts(cluster, monkeypatch):
+    broker = cluster.broker
+    monkeypatch.setattr(source, "time", SimpleNamespace(time_ns=lambda: NOON * 1000))
+    broker.ends, broker.at_time = {P0: 3, P1: 1}, {P0: 2, P1: -1}  # -1: nothing since
+    cluster.slices = {P0: [records(2, 4)], P1: []}
+    pipeline = beam.Pipeline(FnApiRunner())
+    found = pipeline | views(until_end=True, start="latest")
+    offsets = found | beam.ParDo(_PlainFn()).with_output_types(object)
+    assert_that(offsets, equal_to([(span(2, 3, last=True, range_start=2), [2], [4])]))
+    for _ in range(2):
+        pipeline.run().wait_until_finish()
+        broker.go(60)
+    assert [asked for asked in broker.asked if asked not in (-2, -1)] == [NOON // 1000] * 2
 
 
 # Without end
