@@ -86,6 +86,12 @@ class Reading:
                 f"{self.read.settings} it would be taken for something else. Start it with the "
                 "flags it was made with, or start a new job, not from a savepoint"
             )
+        if removed := sorted({*positions.topic_ids} - {*self.read.topics}):
+            raise SourceError(
+                f"--input names {', '.join(self.read.topics)}; the state that this job goes on "
+                f"from has also read {', '.join(removed)}, whose next records nobody would read. "
+                "Name all of them, or start a new job, not from a savepoint"
+            )
         now = time.monotonic()
         if now - self.looked_at < METADATA_PERIOD_S:
             return positions

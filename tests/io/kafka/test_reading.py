@@ -367,6 +367,18 @@ def test_no_broker_at_the_start_is_an_error_and_later_it_is_waited_for(broker, c
     assert broker.looks == looks + 1
 
 
+def test_a_topic_that_is_no_longer_asked_for_is_refused(broker):
+    broker.topics["clicks"] = ("id-2", 1, "LogAppendTime")
+    begun = reading_of(broker, topics=("views", "clicks")).looked_up(Positions())
+    with pytest.raises(SourceError) as raised:
+        reading_of(broker).looked_up(begun)
+    assert str(raised.value) == (
+        "--input names views; the state that this job goes on from has also read clicks, whose "
+        "next records nobody would read. Name all of them, or start a new job, not from a "
+        "savepoint"
+    )
+
+
 # Fetching and committing
 
 
