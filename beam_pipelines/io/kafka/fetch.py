@@ -181,6 +181,22 @@ class Fetcher:
         answers = self._admin.list_offsets(asked, request_timeout=request_s)
         return {(tp.topic, tp.partition): answer.result().offset for tp, answer in answers.items()}
 
+    def newest_us(self, partitions: Collection[Partition]) -> int | None:
+        """Ask for the greatest timestamp that a record there has, in µs since 1970.
+
+        None without an answer, or without records. Brokers answer since Kafka 3.0.
+        """
+        asked = {TopicPartition(*p): OffsetSpec.max_timestamp() for p in partitions}
+        if not asked:
+            return None
+        times_ms = [-1]
+        for answer in self._admin.list_offsets(asked, request_timeout=1).values():
+            try:
+                times_ms.append(answer.result().timestamp)
+            except KafkaException as error:
+                _LOGGER.debug("no newest record: %s", error)
+        return max(times_ms) * 1000 if max(times_ms) >= 0 else None
+
     def learn(self, topics: Collection[str]) -> None:
         """Look these topics up anew, as far as `list_offsets` is concerned.
 

@@ -93,23 +93,27 @@ class Clock:
 
 
 class Admin:
-    offsets = {-2: 40, -1: 90}  # noqa: RUF012
+    offsets = {-2: 40, -1: 90, -3: 89}  # noqa: RUF012
+    newest_ms = {0: 7000, 1: -1}  # noqa: RUF012 - the second is empty
 
     def __init__(self, settings):
         self.reachable = True
 
     def list_offsets(self, asked, request_timeout):
-        return {tp: _Answer(self, spec) for tp, spec in asked.items()}
+        return {tp: _Answer(self, spec, tp.partition) for tp, spec in asked.items()}
 
 
 class _Answer:
-    def __init__(self, admin, spec):
-        self.admin, self.spec = admin, spec
+    def __init__(self, admin, spec, partition):
+        self.admin, self.spec, self.partition = admin, spec, partition
 
     def result(self):
         if not self.admin.reachable:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
         self.offset = self.admin.offsets[self.spec._value]
+        self.timestamp = self.admin.newest_ms[self.partition]
+        if self.timestamp is None:
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
         return self
 
 
@@ -271,6 +275,16 @@ def test_ends_are_unknown_without_an_answer(fetcher, caplog):
     assert "no end offsets" in caplog.text
     with pytest.raises(KafkaException):
         fetcher.list_offsets([P0], OffsetSpec.earliest())
+
+
+def test_the_newest_record_is_the_newest_of_those_that_are_known(fetcher):
+    assert fetcher.newest_us([P0, P1]) == 7_000_000
+    assert fetcher.newest_us([P1]) is None
+    assert fetcher.newest_us([]) is None
+    fetcher._admin.newest_ms = {0: None, 1: 8000}  # a partition without a leader
+    assert fetcher.newest_us([P0, P1]) == 8_000_000
+    fetcher._admin.reachable = False
+    assert fetcher.newest_us([P0, P1]) is None
 
 
 def test_nothing_depends_on_a_commit(fetcher, caplog):
