@@ -11,7 +11,7 @@ drops a row by itself: what is too late was routed aside before."""
 class TimeRule:
     """Judges an event by its event time e and the time a at which it was stored.
 
-    Within a partition a never falls: sources see to it that clocks which step don't.
+    Within a partition a never falls: where a clock steps back, sources keep the time before.
 
         future    e > a + future_tolerance
         on_time   a - out_of_orderness <= e
