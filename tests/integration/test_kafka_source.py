@@ -178,10 +178,12 @@ def test_an_offset_that_is_gone_stops_the_reader(topics, topic, reader):
     )
 
 
-def test_an_offset_beyond_the_end_stops_the_reader(topics, topic, reader):
+@pytest.mark.parametrize("leader_epoch", [None, 0])
+def test_an_offset_beyond_the_end_stops_the_reader(topics, topic, reader, leader_epoch):
+    # As a new leader has it, whose log was cut; with the epoch, the client asks where it was.
     send(topics, topic, b"a")
     positions, _ = read_on(reader(topic), Positions())
-    lost = positions.moved({(topic, 0): Position(0, 5)})
+    lost = positions.moved({(topic, 0): Position(0, 5, leader_epoch=leader_epoch)})
     with pytest.raises(SourceError, match=r"offset 5 of .* the broker has 0 to 1"):
         read_on(reader(topic), lost, calls=10)
 
