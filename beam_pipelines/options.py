@@ -328,8 +328,8 @@ def _add_servers(parser: Any) -> None:
         "--kafka_start",
         default="earliest",
         metavar="WHERE",
-        help="Where reading begins: earliest, latest, or an RFC 3339 time; a job that resumes "
-        "from state goes on where it was (default: earliest).",
+        help="Where reading begins: earliest, latest (when the job is submitted), or an RFC 3339 "
+        "time; a job that resumes from state goes on where it was (default: earliest).",
     )
     group.add_argument(
         "--kafka_until_end",

@@ -217,7 +217,8 @@ def compare(settings: Settings, folder: Path) -> list[Compared]:
     dump(settings.bootstrap_servers, settings.topic, most_raw)
     with duckdb.connect() as sql:
         sql.execute(
-            f"COPY (FROM '{most_raw}' WHERE append_us <= {read_us - SETTLE_S * 1_000_000}) "
+            f"COPY (FROM '{most_raw}' QUALIFY max(append_us) OVER (PARTITION BY topic, partition "
+            f'ORDER BY "offset" ROWS UNBOUNDED PRECEDING) <= {read_us - SETTLE_S * 1_000_000}) '
             f"TO '{least_raw}'"
         )
     most = Oracle(most_raw, "ndjson", settings.rules)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from beam_pipelines import activity
@@ -20,7 +21,7 @@ from beam_pipelines.transforms.aggregate import CountDistinctPerWindow, CountPer
 from beam_pipelines.transforms.dedupe import Deduplicate
 from beam_pipelines.transforms.rows import FilterRows
 from beam_pipelines.transforms.sessions import Sessionize
-from tests.oracle.oracle import Oracle, Rules, write_raw
+from tests.oracle.oracle import RAW, Oracle, Rules, write_raw
 from tests.runs import written
 
 ORACLE = Path(__file__).with_name("oracle")
@@ -329,3 +330,27 @@ def test_the_oracle_catches_one_record_too_many(small, tmp_path):
     write_raw(tmp_path / "raw.parquet", [("demo", traffic.payloads(0).slice(1))])
     shorter = Oracle(tmp_path / "raw.parquet", "ndjson", Rules(traffic.as_of_us))
     assert {"lake", "summary.json"} <= found_in(shorter.differences(tmp_path / "out"))
+
+
+def test_the_oracle_judges_by_the_greatest_append_time_of_the_partition_so_far(tmp_path):
+    stored = [(0, 0, 1000), (0, 1, 400), (0, 2, 1001), (1, 0, 400)]  # offset 1: a clock fell back
+    event = '{"event_time":%d,"user_id":"u","page_url":"/","event_type":"click","event_id":"%d"}'
+    rows = [
+        {
+            **{"topic": "t", "partition": partition, "offset": offset},
+            "append_us": second * 1_000_000,
+            "payload": (event % (second * 1000, i)).encode(),
+        }
+        for i, (partition, offset, second) in enumerate(stored)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=RAW), tmp_path / "raw.parquet")
+    oracle = Oracle(tmp_path / "raw.parquet", "ndjson", Rules(0))
+    judged = oracle.rows(
+        'SELECT partition, "offset", append_us // 1_000_000, verdict FROM records ORDER BY ALL'
+    )
+    assert judged == [
+        (0, 0, 1000, "on_time"),
+        (0, 1, 1000, "too_late"),
+        (0, 2, 1001, "on_time"),
+        (1, 0, 400, "on_time"),
+    ]

@@ -11,6 +11,8 @@ drops a row by itself: what is too late was routed aside before."""
 class TimeRule:
     """Judges an event by its event time e and the time a at which it was stored.
 
+    Within a partition a never falls: where a clock steps back, sources keep the time before.
+
         future    e > a + future_tolerance
         on_time   a - out_of_orderness <= e
         late      a - out_of_orderness - allowed_lateness <= e < a - out_of_orderness

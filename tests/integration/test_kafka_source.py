@@ -101,14 +101,46 @@ def test_what_transactions_leave_behind_is_passed(topics, topic, reader, kafka):
 
 def test_a_partition_without_records_follows_the_clock(topics, topic, reader):
     send(topics, topic, b"a")
+    positions, _ = read_on(reader(topic), Positions(), calls=1)
     now_us = time.time_ns() // 1000
-    positions, _ = read_on(reader(topic), Positions())
+    time.sleep(1)
+    positions, _ = read_on(reader(topic), positions)
     behind_us = CLOCK_SKEW_US + DISORDER_S * 1_000_000
+    # The record was stored a little before it was seen.
     assert now_us - behind_us <= positions.watermark_us() <= time.time_ns() // 1000 - behind_us
 
 
+def test_the_newest_record_of_another_readers_partition_tells_how_late_it_is(topics, topic, kafka):
+    send(topics, topic, b"a", b"b")
+    subscription = Subscription(
+        KafkaCluster(kafka), (topic,), DISORDER_S, "earliest", False, "broker", None
+    )
+    readers = [Reading(subscription, f"{index}/2/0") for index in range(2)]
+    positions = [each.looked_up(Positions()) for each in readers]
+    ((read, mine),) = (
+        pair
+        for pair in zip(readers, positions, strict=True)
+        if (topic, 0) not in pair[1].partitions
+    )
+    now_us = time.time_ns() // 1000
+    followed = read.idle(mine, {})
+    behind_us = CLOCK_SKEW_US + DISORDER_S * 1_000_000
+    assert now_us - 30_000_000 < followed.watermark_us() + behind_us <= now_us
+    for each in readers:
+        each.fetcher.close()
+
+
+def test_reading_goes_on_behind_the_leader_of_the_record_before(topics, topic, reader):
+    send(topics, topic, b"a")
+    positions, _ = read_on(reader(topic), Positions())
+    assert positions.partitions[topic, 0].leader_epoch == 0
+    send(topics, topic, b"b")
+    _, found = read_on(reader(topic), positions)
+    assert found == [(0, 1, 2, [b"b"])]
+
+
 def test_a_new_partition_is_found_and_read_from_its_beginning(topics, topic, reader):
-    read = reader(topic, start="latest")
+    read = reader(topic, start=time.time_ns() // 1000)
     positions, found = read_on(read, Positions(), calls=1)
     assert found == []
     topics.admin.create_partitions([NewPartitions(topic, 3)])[topic].result(30)
@@ -128,7 +160,8 @@ def test_reading_begins_where_it_is_told(topics, topic, reader):
     send(topics, topic, b"after")
     _, found = read_on(reader(topic, start=start_us), Positions())
     assert found == [(0, 1, 2, [b"after"])]
-    positions, found = read_on(reader(topic, start="latest"), Positions(), calls=1)
+    now_us = time.time_ns() // 1000 + 1_000
+    positions, found = read_on(reader(topic, start=now_us), Positions(), calls=1)
     assert found == []
     assert [at.next for at in positions.partitions.values()] == [2, 0]
 
@@ -145,10 +178,12 @@ def test_an_offset_that_is_gone_stops_the_reader(topics, topic, reader):
     )
 
 
-def test_an_offset_beyond_the_end_stops_the_reader(topics, topic, reader):
+@pytest.mark.parametrize("leader_epoch", [None, 0])
+def test_an_offset_beyond_the_end_stops_the_reader(topics, topic, reader, leader_epoch):
+    # As a new leader has it, whose log was cut; with the epoch, the client asks where it was.
     send(topics, topic, b"a")
     positions, _ = read_on(reader(topic), Positions())
-    lost = positions.moved({(topic, 0): Position(0, 5)})
+    lost = positions.moved({(topic, 0): Position(0, 5, leader_epoch=leader_epoch)})
     with pytest.raises(SourceError, match=r"offset 5 of .* the broker has 0 to 1"):
         read_on(reader(topic), lost, calls=10)
 

@@ -1,4 +1,9 @@
-from beam_pipelines.model.watermark import CLOCK_SKEW_US, PartitionWatermark
+from beam_pipelines.model.watermark import (
+    CLOCK_SKEW_US,
+    SILENCE_US,
+    BrokersClock,
+    PartitionWatermark,
+)
 
 S = 1_000_000
 DISORDER = 120 * S
@@ -51,3 +56,32 @@ def test_an_unreachable_broker_holds_it():
     watermark.appended(1000 * S)
     watermark.asked_for_end(5000 * S, end_offset=None, position=42)
     assert watermark.now() == 880 * S
+
+
+def test_the_brokers_clock_is_known_by_a_record_and_the_time_since():
+    clock = BrokersClock(10 * S)
+    clock.seen(5000 * S, monotonic_us=10 * S)
+    assert clock.now(9999 * S, monotonic_us=40 * S) == 5030 * S
+    assert clock.now(5010 * S, monotonic_us=40 * S) == 5010 * S  # ours is behind
+
+
+def test_an_older_record_takes_nothing_back():
+    clock = BrokersClock(10 * S)
+    clock.seen(5000 * S, monotonic_us=10 * S)
+    clock.seen(4990 * S, monotonic_us=20 * S)
+    assert clock.now(5300 * S, monotonic_us=20 * S) == 5010 * S
+
+
+def test_after_ten_minutes_of_silence_our_clock_counts_as_well_but_less():
+    clock = BrokersClock(0)
+    clock.seen(1000 * S, monotonic_us=5 * S)  # stored hours ago, maybe
+    assert clock.now(9000 * S, monotonic_us=5 * S + SILENCE_US - 1) == 1600 * S - 1
+    assert clock.now(9000 * S, monotonic_us=5 * S + SILENCE_US) == 9000 * S - SILENCE_US
+    clock.seen(8000 * S, monotonic_us=700 * S)
+    assert clock.now(9100 * S, monotonic_us=700 * S) == 8000 * S
+
+
+def test_nothing_is_known_of_the_brokers_clock_before_a_record_or_a_silence():
+    clock = BrokersClock(10 * S)
+    assert clock.now(5000 * S, monotonic_us=10 * S + SILENCE_US - 1) is None
+    assert clock.now(5000 * S, monotonic_us=10 * S + SILENCE_US) == 5000 * S - SILENCE_US

@@ -76,7 +76,16 @@ class Oracle:
         self.sql.create_function(
             "syntax_reason", syntax_reason, ["BLOB"], "VARCHAR", null_handling=SPECIAL
         )
-        self.sql.execute(f"CREATE VIEW raw AS FROM read_parquet('{raw}')")
+        # Clocks step back, yet a record counts as stored no earlier than those before it.
+        self.sql.execute(f"""
+            CREATE VIEW raw AS
+            SELECT * REPLACE (
+                max(append_us) OVER (
+                    PARTITION BY topic, partition ORDER BY "offset" ROWS UNBOUNDED PRECEDING
+                ) AS append_us
+            )
+            FROM read_parquet('{raw}')
+        """)
         for script in (f"judge_{format}.sql", "results.sql"):
             self.sql.execute(Path(__file__).with_name(script).read_text())
         self._count_active_users()

@@ -4,7 +4,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -50,6 +50,7 @@ class Fetched:
       times_ms: Timestamps of the records, int64, in ms since 1970.
       log_append_time: Whether the broker set all of these times.
       next: The offset after the last one.
+      leader_epoch: Of the last record; None: not known.
     """
 
     values: pa.Array
@@ -57,6 +58,7 @@ class Fetched:
     times_ms: np.ndarray
     log_append_time: bool
     next: int
+    leader_epoch: int | None = None
 
     def payloads(self, append_us: np.ndarray | None) -> pa.RecordBatch:
         """Return a batch of PAYLOADS with these append times (µs); None: without any."""
@@ -104,10 +106,24 @@ class Fetcher:
             },
         )
 
-    def assign(self, offsets: Mapping[Partition, int]) -> None:
-        """Read these partitions from these offsets on."""
+    def assign(
+        self, offsets: Mapping[Partition, int], epochs: Mapping[Partition, int | None]
+    ) -> None:
+        """Read these partitions from these offsets on.
+
+        Args:
+          offsets: The next offset of each partition.
+          epochs: The leader epoch of the record before, where it is known: the client then
+            finds out whether the log was cut before the offset.
+        """
         if offsets != self.offsets:
-            self._consumer.assign([TopicPartition(*p, offset) for p, offset in offsets.items()])
+            known = {p: epoch for p, epoch in epochs.items() if epoch is not None}
+            self._consumer.assign(
+                [
+                    TopicPartition(*p, offset, leader_epoch=known.get(p, -1))
+                    for p, offset in offsets.items()
+                ]
+            )
             self.offsets = dict(offsets)
 
     def fetch(self, wait_s: float) -> dict[Partition, Fetched]:
@@ -165,6 +181,22 @@ class Fetcher:
         answers = self._admin.list_offsets(asked, request_timeout=request_s)
         return {(tp.topic, tp.partition): answer.result().offset for tp, answer in answers.items()}
 
+    def newest_us(self, partitions: Collection[Partition]) -> int | None:
+        """Ask for the greatest timestamp that a record there has, in µs since 1970.
+
+        None without an answer, or without records. Brokers answer since Kafka 3.0.
+        """
+        asked = {TopicPartition(*p): OffsetSpec.max_timestamp() for p in partitions}
+        if not asked:
+            return None
+        times_ms = [-1]
+        for answer in self._admin.list_offsets(asked, request_timeout=1).values():
+            try:
+                times_ms.append(answer.result().timestamp)
+            except KafkaException as error:
+                _LOGGER.debug("no newest record: %s", error)
+        return max(times_ms) * 1000 if max(times_ms) >= 0 else None
+
     def learn(self, topics: Collection[str]) -> None:
         """Look these topics up anew, as far as `list_offsets` is concerned.
 
@@ -198,7 +230,7 @@ class Fetcher:
             partition = message.topic(), message.partition()
             if error.code() == KafkaError._PARTITION_EOF:
                 ends[partition] = message.offset()
-            elif error.code() == KafkaError._AUTO_OFFSET_RESET:
+            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION):
                 raise SourceError(self._gone(partition))
             elif error.code() in _DENIED or error.fatal():
                 raise KafkaException(error)
@@ -218,9 +250,9 @@ class Fetcher:
             there = f"the broker doesn't say what it has: {error}"
         return (
             f"offset {self.offsets.get(partition)} of {topic}, partition {number}, is not there; "
-            f"{there}. Retention removed records before they were read, or the topic was made "
-            "anew. To go on without them, start a new job, not from a savepoint, and choose "
-            "where by --kafka_start"
+            f"{there}. Retention removed records before they were read, the topic was made anew, "
+            "or a new leader lacks records (an unclean election). To go on without them, start a "
+            "new job, not from a savepoint, and choose where by --kafka_start"
         )
 
 
@@ -249,6 +281,7 @@ class _Gathered:
         self.offsets: list[int] = []
         self.times_ms: list[int] = []
         self.time_types: set[int] = set()
+        self.leader_epoch: int | None = None
 
     def add(self, messages: list[Any]) -> None:
         types, times_ms = zip(*[message.timestamp() for message in messages], strict=True)
@@ -256,6 +289,7 @@ class _Gathered:
         self.offsets += [message.offset() for message in messages]
         self.times_ms += times_ms
         self.time_types.update(types)
+        self.leader_epoch = messages[-1].leader_epoch()
 
     def fetched(self) -> Fetched:
         return Fetched(
@@ -264,6 +298,7 @@ class _Gathered:
             times_ms=np.array(self.times_ms, np.int64),
             log_append_time=self.time_types == {TIMESTAMP_LOG_APPEND_TIME},
             next=self.offsets[-1] + 1,
+            leader_epoch=self.leader_epoch,
         )
 
 
@@ -272,10 +307,4 @@ def _up_to(fetched: Fetched | None, end: int) -> Fetched:
     if fetched is None:
         nothing = np.empty(0, np.int64)
         return Fetched(pa.array([], pa.binary()), nothing, nothing, True, end)
-    return Fetched(
-        fetched.values,
-        fetched.offsets,
-        fetched.times_ms,
-        fetched.log_append_time,
-        max(fetched.next, end),
-    )
+    return replace(fetched, next=max(fetched.next, end))

@@ -19,13 +19,17 @@ class Position:
       began: Where reading began.
       next: The next offset to read.
       stop: Where reading ends; None: never.
-      watermark_us: Of the partition, in µs since 1970; None before anything is known.
+      watermark_us: Of the partition, in µs since 1970; None before anything is known. No
+        record is judged by an earlier time than this and the out-of-orderness.
+      leader_epoch: Of the last record read; None: not known. By it a broker can tell that
+        its log was cut before `next` and grew again.
     """
 
     began: int
     next: int
     stop: int | None = None
     watermark_us: int | None = None
+    leader_epoch: int | None = None
 
     @property
     def done(self) -> bool:
@@ -67,7 +71,7 @@ class PositionsCoder(coders.Coder):
 
     def encode(self, value: Positions) -> bytes:
         rows = [
-            (topic, partition, p.began, p.next, p.stop, p.watermark_us)
+            (topic, partition, p.began, p.next, p.stop, p.watermark_us, p.leader_epoch)
             for (topic, partition), p in sorted(value.partitions.items())
         ]
         ids = dict(sorted(value.topic_ids.items()))

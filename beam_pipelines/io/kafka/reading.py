@@ -18,7 +18,8 @@ from beam_pipelines.io.kafka.client import KafkaCluster, topic_partitions
 from beam_pipelines.io.kafka.fetch import Fetched, Fetcher, SourceError
 from beam_pipelines.io.kafka.positions import Partition, Position, Positions
 from beam_pipelines.model.span import Span
-from beam_pipelines.model.watermark import CLOCK_SKEW_US, PartitionWatermark
+from beam_pipelines.model.time_rule import SLACK_S
+from beam_pipelines.model.watermark import CLOCK_SKEW_US, BrokersClock, PartitionWatermark
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -32,16 +33,27 @@ METADATA_PERIOD_S = 30
 """Seconds between two looks at the topics. The records of a new partition that is found
 this late still count: windows and state are kept for longer."""
 
+UNSEEN_S = SLACK_S - CLOCK_SKEW_US / 1_000_000
+"""Seconds after a look at the topics for which the watermark goes on without another. What
+a partition that was added since holds is no further behind it than windows and state are
+kept for longer."""
+
 _ENDS_PERIOD_S = 0.5
+_NEWEST_PERIOD_S = 5
 _COMMIT_PERIOD_S = 5
 _UNUSED_S = 60  # an open consumer that no reader asks for is closed after this long
+
+_LATEST_MS = 253_402_300_799_999  # the end of the year 9999; the product fits as µs
 
 APPEND_TIMES = ("broker", "producer", "none")
 
 
 @dataclass(frozen=True)
 class Subscription:
-    """What is read, and from where on; `ReadKafka` says what the fields mean."""
+    """What is read, and from where on; `ReadKafka` says what the fields mean.
+
+    `start` is `earliest` or a time: every attempt of a job begins at the same place.
+    """
 
     cluster: KafkaCluster
     topics: tuple[str, ...]
@@ -73,15 +85,36 @@ class Reading:
         self.read = read
         self.fetcher = fetcher(read.cluster, read.group)
         self.clock = clock
-        self.looked_at = self.asked_at = self.committed_at = float("-inf")
+        self.looked_at = self.asked_at = self.newest_at = self.committed_at = float("-inf")
+        self.listed: list[Partition] = []  # of all readers
+        self.unread = False  # whether a partition is known, but can't be read as yet
+        self.brokers_clock = BrokersClock(_monotonic_us())
 
-    def looked_up(self, positions: Positions) -> Positions:
-        """Look at the topics, when it is time to: nothing was made anew, and what is new?"""
+    def looked_up(self, positions: Positions, watermark_us: int | None = None) -> Positions:
+        """Every METADATA_PERIOD_S, look at the topics: add new partitions.
+
+        A new partition begins at the reader's watermark, less the time that windows and
+        state are kept for longer: what it holds is judged by that, if it was stored before.
+
+        Args:
+          positions: Where reading is.
+          watermark_us: The reader's watermark, as the runner has it.
+
+        Raises:
+          SourceError: a topic was made anew, lacks the broker's time or is no longer asked
+            for, or other settings made the state.
+        """
         if positions.begun and positions.settings != self.read.settings:
             raise SourceError(
                 f"the state that this job goes on from was made with {positions.settings}; with "
                 f"{self.read.settings} it would be taken for something else. Start it with the "
                 "flags it was made with, or start a new job, not from a savepoint"
+            )
+        if removed := sorted({*positions.topic_ids} - {*self.read.topics}):
+            raise SourceError(
+                f"--input names {', '.join(self.read.topics)}; the state that this job goes on "
+                f"from has also read {', '.join(removed)}, whose next records nobody would read. "
+                "Name all of them, or start a new job, not from a savepoint"
             )
         now = time.monotonic()
         if now - self.looked_at < METADATA_PERIOD_S:
@@ -103,21 +136,26 @@ class Reading:
                 )
             if topic.timestamp_type != "LogAppendTime" and self.read.append_time == "broker":
                 raise SourceError(_not_log_append_time(name))
+        listed = [(name, number) for name, topic in topics.items() for number in topic.partitions]
         found = [
             (name, number)
-            for name, topic in topics.items()
-            for number in topic.partitions
+            for name, number in listed
             if (zlib.crc32(name.encode()) + number) % self.readers == self.index
         ]
         new = [partition for partition in found if partition not in positions.partitions]
         try:
-            begun = self._begun(new, positions)
+            begun = self._begun(new, positions, watermark_us)
+            if listed != self.listed:
+                self.fetcher.learn(topics)
         except KafkaException as error:  # a partition that was just made may lack a leader
             if not positions.begun:
                 raise
-            _LOGGER.warning("new partitions can't be read as yet: %s", error)
+            self.unread = True
+            _LOGGER.warning(
+                "new partitions can't be read as yet, and the watermark waits for them: %s", error
+            )
             return positions
-        self.looked_at = now
+        self.looked_at, self.listed, self.unread = now, listed, False
         return replace(
             positions.moved(begun),
             topic_ids={name: topic.topic_id for name, topic in topics.items()},
@@ -125,29 +163,34 @@ class Reading:
             settings=self.read.settings,
         )
 
-    def _begun(self, new: list[Partition], positions: Positions) -> dict[Partition, Position]:
+    def _begun(
+        self, new: list[Partition], positions: Positions, watermark_us: int | None
+    ) -> dict[Partition, Position]:
         if not new or (self.read.until_end and positions.begun):
             return {}
         self.fetcher.learn({topic for topic, _ in new})
         first = self.fetcher.list_offsets(new, OffsetSpec.earliest())
         end = self.fetcher.list_offsets(new, OffsetSpec.latest())
         begin = first
-        if not positions.begun and self.read.start == "latest":
-            begin = end
-        elif not positions.begun and isinstance(self.read.start, int):
+        if not positions.begun and isinstance(self.read.start, int):
             found = self.fetcher.list_offsets(
                 new, OffsetSpec.for_timestamp(-(-self.read.start // 1000))
             )
             begin = {p: end[p] if offset < 0 else offset for p, offset in found.items()}
+        since_us = None if watermark_us is None else watermark_us - SLACK_S * 1_000_000
         return {
-            p: Position(begin[p], begin[p], end[p] if self.read.until_end else None) for p in new
+            p: Position(begin[p], begin[p], end[p] if self.read.until_end else None, since_us)
+            for p in new
         }
 
     def fetched(self, positions: Positions, wait_s: float) -> dict[Partition, Fetched]:
         """Fetch what comes next of the partitions that are not done."""
-        offsets = {p: at.next for p, at in positions.partitions.items() if not at.done}
-        self.fetcher.assign(offsets)
-        if not offsets:
+        open_ = {p: at for p, at in positions.partitions.items() if not at.done}
+        self.fetcher.assign(
+            {p: at.next for p, at in open_.items()},
+            {p: at.leader_epoch for p, at in open_.items()},
+        )
+        if not open_:
             time.sleep(wait_s)  # a reader without partitions, as yet
             return {}
         return self.fetcher.fetch(wait_s)
@@ -197,28 +240,43 @@ class Reading:
             at, row = span_end, upto
         if append_us is not None and rows:
             watermark.appended(int(append_us[:rows].max()))
-        moved = replace(position, next=max(end, position.next), watermark_us=watermark.now())
+        epoch = position.leader_epoch if fetched.leader_epoch is None else fetched.leader_epoch
+        moved = replace(
+            position,
+            next=max(end, position.next),
+            watermark_us=watermark.now(),
+            leader_epoch=epoch,
+        )
         return moved, elements
 
     def _append_times(
         self, partition: Partition, position: Position, fetched: Fetched
     ) -> np.ndarray | None:
-        times_us: np.ndarray = fetched.times_ms * 1000
+        """Return the times that records are judged by, which never fall (µs since 1970).
+
+        Clocks of producers are as they are, and a broker's may step back, or that of a new
+        leader be behind: a time counts as no earlier than the ones before it, nor than what
+        the watermark has passed. So verdicts agree with the watermark.
+        """
         if self.read.append_time == "none":
             return None
-        if self.read.append_time == "broker":
-            if not fetched.log_append_time:
-                raise SourceError(_not_log_append_time(partition[0]))
-            return times_us
-        # Producers' clocks may be wrong, and records of several arrive mixed: such a time
-        # counts as no earlier than the ones before it, as the watermark has passed them.
-        times_us = np.minimum(times_us, int(self.clock() * 1_000_000))
+        latest_ms = _LATEST_MS
+        if self.read.append_time == "producer":
+            latest_ms = int(self.clock() * 1000)
+        elif not fetched.log_append_time:
+            raise SourceError(_not_log_append_time(partition[0]))
+        # Clipped first, as a time in ns times 1,000 is another one; -1: the record has none.
+        times_us: np.ndarray = np.clip(fetched.times_ms, 0, latest_ms) * 1000
+        if len(times_us):
+            self.brokers_clock.seen(int(times_us.max()), _monotonic_us())
         if position.watermark_us is not None:
             times_us = np.maximum(times_us, position.watermark_us + self.read.behind_us)
-        return np.maximum.accumulate(times_us)
+        if (times_us[1:] < times_us[:-1]).any():  # seldom; to look is cheaper
+            times_us = np.maximum.accumulate(times_us)
+        return times_us
 
     def idle(self, positions: Positions, fetched: dict[Partition, Fetched]) -> Positions:
-        """Let the watermarks of partitions that are caught up follow the clock."""
+        """Let the watermarks of partitions that are caught up follow the brokers' clock."""
         if time.monotonic() - self.asked_at < _ENDS_PERIOD_S:
             return positions
         quiet = {
@@ -226,8 +284,10 @@ class Reading:
             for p, at in positions.partitions.items()
             if not at.done and (p not in fetched or len(fetched[p].offsets) == 0)
         }
-        asked_us = int(self.clock() * 1_000_000)
+        asked_us = self._brokers_us()
         self.asked_at = time.monotonic()
+        if asked_us is None:
+            return positions
         ends = self.fetcher.ends(quiet)
         moved = {}
         for partition, at in quiet.items():
@@ -236,6 +296,21 @@ class Reading:
             moved[partition] = replace(at, watermark_us=watermark.now())
         return positions.moved(moved)
 
+    def _brokers_us(self) -> int | None:
+        """Return how late it is for the brokers; ask for the newest record if that is unsure."""
+        now_us = self.brokers_clock.now(clock_us := self._clock_us(), _monotonic_us())
+        sure = now_us is not None and clock_us - now_us <= CLOCK_SKEW_US
+        if sure or time.monotonic() - self.newest_at < _NEWEST_PERIOD_S:
+            return now_us
+        newest_us = self.fetcher.newest_us(self.listed)
+        self.newest_at = time.monotonic()
+        if newest_us is not None:
+            self.brokers_clock.seen(min(newest_us, self._clock_us()), _monotonic_us())
+        return self.brokers_clock.now(self._clock_us(), _monotonic_us())
+
+    def _clock_us(self) -> int:
+        return int(self.clock() * 1_000_000)
+
     def commit(self, positions: Positions) -> None:
         """Commit where a checkpointed restriction begins, now and then."""
         if self.read.group and time.monotonic() - self.committed_at > _COMMIT_PERIOD_S:
@@ -243,10 +318,17 @@ class Reading:
             self.fetcher.commit({p: at.next for p, at in positions.partitions.items()})
 
     def watermark_us(self, positions: Positions) -> int | None:
-        """Return the reader's watermark; without partitions it follows the clock."""
+        """Return how far the reader's watermark may move; None: it stays where it is.
+
+        It waits while a known partition can't be read, or none of the topics could be looked
+        at for `UNSEEN_S`. Without partitions it follows the brokers' clock.
+        """
+        if self.unread or time.monotonic() - self.looked_at > UNSEEN_S:
+            return None
         if positions.partitions or not positions.begun:
             return positions.watermark_us()
-        return int(self.clock() * 1_000_000) - CLOCK_SKEW_US - self.read.behind_us
+        brokers_us = self.brokers_clock.now(self._clock_us(), _monotonic_us())
+        return None if brokers_us is None else brokers_us - CLOCK_SKEW_US - self.read.behind_us
 
 
 class OpenReadings:
@@ -273,6 +355,10 @@ class OpenReadings:
             closing = [self._open.pop(k)[1] for k in unused] + ([before[1]] if before else [])
         for each in closing:
             each.fetcher.close()
+
+
+def _monotonic_us() -> int:
+    return int(time.monotonic() * 1_000_000)
 
 
 def _not_log_append_time(topic: str) -> str:

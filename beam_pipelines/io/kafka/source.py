@@ -1,5 +1,6 @@
 """Kafka topics as a source: batches are born in the poll, offsets live in the restriction."""
 
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,7 +43,9 @@ class ReadKafka(beam.PTransform):
     is skipped. Aborted transactions are not read.
 
     The watermark is the least of the partitions'; `model.watermark` has its rule. New
-    partitions are found within METADATA_PERIOD_S and read from their beginning.
+    partitions are found within METADATA_PERIOD_S and read from their beginning; while one
+    can't be read as yet, or no look at the topics succeeds, the watermark waits. So a row
+    that is on time or late by its append time is within what windows and state are kept.
 
     Partitions are divided among `readers` elements: a reader is one unit of work, which
     polls all of its partitions with one consumer and runs on one subtask. Their labels are
@@ -52,12 +55,15 @@ class ReadKafka(beam.PTransform):
       cluster: The brokers.
       topics: Names of topics.
       out_of_orderness_s: Seconds that events on time may lie behind their append time.
-      start: Where new reading begins: `earliest`, `latest`, or µs since 1970 (the first
-        record appended then or later). A job that resumes goes on where it was.
+      start: Where new reading begins: `earliest`, µs since 1970 (the first record appended
+        then or later), or `latest`: the time at which the job is submitted, so that a job
+        that fails before its first checkpoint begins there again. A job that resumes goes
+        on where it was.
       until_end: Read up to the end offsets seen at the start, and no further.
       append_time: `broker`: the broker's (LogAppendTime); `producer`: the producer's
-        (CreateTime), no later than the clock and never falling within a partition;
-        `none`: none, the input is complete (with `until_end` only).
+        (CreateTime), no later than the clock; `none`: none, the input is complete (with
+        `until_end` only). Both never fall within a partition, nor behind its watermark:
+        what `PAYLOADS` holds is what a row is judged by.
       readers: Units that the partitions are divided into.
       group: Consumer group to commit offsets to, for those who watch its lag.
       settings: What the state of the stages behind depends on, as the user gives it: flags. It
@@ -96,7 +102,7 @@ class ReadKafka(beam.PTransform):
             self.cluster,
             self.topics,
             self.out_of_orderness_s,
-            self.start,
+            time.time_ns() // 1000 if self.start == "latest" else self.start,
             self.until_end,
             self.append_time,
             self.group,
@@ -184,7 +190,8 @@ class _ReadFn(beam.DoFn):
         reading = _OPEN.take((self.stage, reader)) or Reading(self.read, reader)
         try:
             reading.commit(before)
-            positions = reading.looked_up(before)
+            now = estimator.current_watermark()
+            positions = reading.looked_up(before, None if now is None else now.micros)
             fetched = reading.fetched(positions, IDLE_S)
             positions, elements = reading.taken(positions, fetched)
             positions = reading.idle(positions, fetched)
@@ -198,7 +205,7 @@ class _ReadFn(beam.DoFn):
         self.slices.inc()
         yield from elements
         if watermark_us is not None:
-            watermark, now = Timestamp(micros=watermark_us), estimator.current_watermark()
+            watermark = Timestamp(micros=watermark_us)
             if now is None or watermark > now:  # a new partition starts behind
                 estimator.set_watermark(watermark)
         tracker.defer_remainder()

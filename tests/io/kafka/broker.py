@@ -1,12 +1,17 @@
 """A Kafka cluster that isn't one: what readers of it see, for tests that move its clock."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
+from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.transforms.window import TimestampedValue
 from confluent_kafka import KafkaException
 
-from beam_pipelines.io.kafka.client import KafkaUnreachable, Topic
+from beam_pipelines.io.kafka import source
+from beam_pipelines.io.kafka.client import KafkaCluster, KafkaUnreachable, Topic
 from beam_pipelines.io.kafka.fetch import Fetched
+from beam_pipelines.io.kafka.positions import Positions, PositionsTracker
 from beam_pipelines.model.span import Span
 
 S = 1_000_000
@@ -15,15 +20,17 @@ NOON = NOON_S * S
 DISORDER_S = 120
 DISORDER = DISORDER_S * S
 RANGE = 100_000
+CLUSTER = KafkaCluster("b:9092")
 
 P0, P1, P2 = ("views", 0), ("views", 1), ("views", 2)
 
 
 class Broker:
-    """What readers see of a cluster: topics, offsets, and a clock that they share."""
+    """What readers see of a cluster: topics, offsets, its clock; and the worker's clocks."""
 
     def __init__(self):
         self.now_s = float(NOON_S)
+        self.worker_ahead_s = 0.0
         self.monotonic_s = 1000.0
         self.reachable = True
         self.leaderless = set()
@@ -31,6 +38,7 @@ class Broker:
         self.begins = {}
         self.ends = {P0: 0, P1: 0}
         self.at_time = {}  # partition → the answer to a request by time
+        self.newest_us = NOON  # of the records that other readers may have read
         self.looks = 0
         self.learnt = set()  # partitions that the client knows of
         self.asked = []  # -2: the first offsets, -1: the ends, else by this time in ms
@@ -38,6 +46,13 @@ class Broker:
     def go(self, seconds):
         self.now_s += seconds
         self.monotonic_s += seconds
+
+    def worker_s(self):
+        return self.now_s + self.worker_ahead_s
+
+    def clocks(self):
+        """Return what stands in for the module `time` of a reader."""
+        return SimpleNamespace(monotonic=lambda: self.monotonic_s, sleep=self.go)
 
     def partitions(self):
         return {(name, n) for name, (_, count, _) in self.topics.items() for n in range(count)}
@@ -61,8 +76,8 @@ class FakeFetcher:
         self.committed = []
         self.closed = False
 
-    def assign(self, offsets):
-        self.assigned = dict(offsets)
+    def assign(self, offsets, epochs):
+        self.assigned, self.epochs = dict(offsets), dict(epochs)
 
     def fetch(self, wait_s):
         fetched, self.coming = self.coming, {}
@@ -71,6 +86,10 @@ class FakeFetcher:
     def ends(self, partitions):
         reachable = self.broker.reachable
         return {p: self.broker.ends.get(p, 0) if reachable else None for p in partitions}
+
+    def newest_us(self, partitions):
+        self.broker.asked.append(sorted(partitions))
+        return self.broker.newest_us if self.broker.reachable else None
 
     def learn(self, topics):
         self.broker.learnt = {p for p in self.broker.partitions() if p[0] in topics}
@@ -91,7 +110,48 @@ class FakeFetcher:
         self.closed = True
 
 
-def records(first, *times_s, next_=None, log_append_time=True, offsets=None):
+class Reader:
+    """A reader as a runner calls it: restriction and watermark are kept between calls."""
+
+    def __init__(self, name="0/1/0", append_time="broker"):
+        self.name = name
+        self.fn = source._ReadFn(
+            source.Subscription(
+                CLUSTER, ("views",), DISORDER_S, "earliest", False, append_time, None
+            )
+        )
+        self.positions = Positions()
+        self.watermark = None
+
+    def call(self):
+        """Return what a call yields, plainly; what is left is for the next one."""
+        return plain(self.elements())
+
+    def elements(self):
+        """Return what a call yields."""
+        tracker = _Deferring(PositionsTracker(self.positions, bounded=False))
+        estimator = ManualWatermarkEstimator(self.watermark)
+        elements = list(self.fn.process(self.name, tracker, estimator))
+        assert tracker.tracker.check_done()
+        self.positions = tracker.rest
+        self.watermark = estimator.get_estimator_state()
+        return elements
+
+
+class _Deferring:
+    """What a runner wraps a tracker in."""
+
+    def __init__(self, tracker):
+        self.tracker, self.rest = tracker, None
+
+    def __getattr__(self, name):
+        return getattr(self.tracker, name)
+
+    def defer_remainder(self):
+        _, self.rest = self.tracker.try_split(0)
+
+
+def records(first, *times_s, next_=None, log_append_time=True, offsets=None, leader_epoch=None):
     """Return what came of a partition: a record per time, in seconds after noon."""
     offsets = range(first, first + len(times_s)) if offsets is None else offsets
     offsets = np.array(offsets, np.int64)
@@ -101,6 +161,7 @@ def records(first, *times_s, next_=None, log_append_time=True, offsets=None):
         times_ms=np.array([(NOON_S + t) * 1000 for t in times_s], np.int64),
         log_append_time=log_append_time,
         next=int(offsets[-1]) + 1 if next_ is None else next_,
+        leader_epoch=leader_epoch,
     )
 
 

@@ -1,7 +1,5 @@
 """The cluster of tests that need none."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from beam_pipelines.io.kafka import reading
@@ -12,6 +10,5 @@ from tests.io.kafka.broker import Broker
 def broker(monkeypatch):
     broker = Broker()
     monkeypatch.setattr(reading, "topic_partitions", broker.topic_partitions)
-    clock = SimpleNamespace(monotonic=lambda: broker.monotonic_s, sleep=broker.go)
-    monkeypatch.setattr(reading, "time", clock)
+    monkeypatch.setattr(reading, "time", broker.clocks())
     return broker

@@ -16,11 +16,20 @@ from tests.io.kafka.broker import P0, P1
 
 class Message:
     def __init__(
-        self, partition, offset, value=b"v", time_ms=1000, kind=None, error=None, topic="views"
+        self,
+        partition,
+        offset,
+        value=b"v",
+        time_ms=1000,
+        kind=None,
+        error=None,
+        topic="views",
+        epoch=None,
     ):
         self._topic, self._partition, self._offset, self._value = topic, partition, offset, value
         self._timestamp = kind or TIMESTAMP_LOG_APPEND_TIME, time_ms
         self._error = error and KafkaError(error)
+        self._epoch = epoch
 
     def topic(self):
         return self._topic
@@ -40,6 +49,9 @@ class Message:
     def error(self):
         return self._error
 
+    def leader_epoch(self):
+        return self._epoch
+
     def __len__(self):
         return len(self._value or b"")
 
@@ -53,6 +65,7 @@ class Consumer:
 
     def assign(self, partitions):
         self.assigned.append([(each.topic, each.partition, each.offset) for each in partitions])
+        self.epochs = [each.leader_epoch for each in partitions]
 
     def consume(self, most, timeout_s):
         self.asked.append((most, round(timeout_s, 3)))
@@ -80,23 +93,27 @@ class Clock:
 
 
 class Admin:
-    offsets = {-2: 40, -1: 90}  # noqa: RUF012
+    offsets = {-2: 40, -1: 90, -3: 89}  # noqa: RUF012
+    newest_ms = {0: 7000, 1: -1}  # noqa: RUF012 - the second is empty
 
     def __init__(self, settings):
         self.reachable = True
 
     def list_offsets(self, asked, request_timeout):
-        return {tp: _Answer(self, spec) for tp, spec in asked.items()}
+        return {tp: _Answer(self, spec, tp.partition) for tp, spec in asked.items()}
 
 
 class _Answer:
-    def __init__(self, admin, spec):
-        self.admin, self.spec = admin, spec
+    def __init__(self, admin, spec, partition):
+        self.admin, self.spec, self.partition = admin, spec, partition
 
     def result(self):
         if not self.admin.reachable:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
         self.offset = self.admin.offsets[self.spec._value]
+        self.timestamp = self.admin.newest_ms[self.partition]
+        if self.timestamp is None:
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
         return self
 
 
@@ -106,7 +123,7 @@ def fetcher(monkeypatch):
     monkeypatch.setattr(fetch, "time", clock)
     fetcher = Fetcher(KafkaCluster("b:9092"), None, Consumer, Admin)
     fetcher._consumer.clock = clock
-    fetcher.assign({P0: 5, P1: 7})
+    fetcher.assign({P0: 5, P1: 7}, {})
     return fetcher
 
 
@@ -144,7 +161,7 @@ def test_partitions_of_one_number_are_told_apart_by_their_topics(fetcher):
 def test_it_waits_for_the_first_record_and_gathers_a_slice_from_then_on(
     fetcher, partitions, slice_s
 ):
-    fetcher.assign({("activity", number): 5 for number in range(partitions)})
+    fetcher.assign({("activity", number): 5 for number in range(partitions)}, {})
     fetcher._consumer.chunks = [[Message(0, 5, time_ms=49_000)]]
     fetcher.fetch(1.0)
     assert fetcher._consumer.asked == [(1, 1.0), (500, pytest.approx(slice_s))]
@@ -186,6 +203,14 @@ def test_the_end_of_a_partition_passes_what_holds_no_records(fetcher):
     assert found[P1].payloads(None).schema == PAYLOADS
 
 
+def test_an_end_before_further_records_of_a_slice_takes_nothing_back(fetcher):
+    eof = KafkaError._PARTITION_EOF
+    fetcher._consumer.chunks = [[Message(0, 5), Message(0, 6, error=eof), Message(0, 6)]]
+    found = fetcher.fetch(1.0)
+    assert (found[P0].offsets.tolist(), found[P0].next) == ([5, 6], 7)
+    assert fetcher.offsets == {P0: 7, P1: 7}
+
+
 def test_one_record_with_a_producers_time_is_told(fetcher):
     fetcher._consumer.chunks = [[Message(0, 5), Message(0, 6, kind=TIMESTAMP_CREATE_TIME)]]
     assert not fetcher.fetch(1.0)[P0].log_append_time
@@ -194,19 +219,30 @@ def test_one_record_with_a_producers_time_is_told(fetcher):
 def test_partitions_are_assigned_anew_only_when_positions_differ(fetcher):
     fetcher._consumer.chunks = [[Message(0, 5)]]
     fetcher.fetch(1.0)
-    fetcher.assign({P0: 6, P1: 7})  # where it is: the client's buffer is kept
-    fetcher.assign({P0: 5, P1: 7})
+    fetcher.assign({P0: 6, P1: 7}, {})  # where it is: the client's buffer is kept
+    fetcher.assign({P0: 5, P1: 7}, {})
     assert fetcher._consumer.assigned == [[(*P0, 5), (*P1, 7)], [(*P0, 5), (*P1, 7)]]
 
 
-def test_an_offset_that_is_gone_stops_it(fetcher):
-    fetcher._consumer.chunks = [[Message(0, 5, error=KafkaError._AUTO_OFFSET_RESET)]]
+def test_the_client_is_told_which_leader_the_record_before_came_from(fetcher):
+    # So that it notices when a new leader's log was cut before it, and has grown since.
+    fetcher._consumer.chunks = [[Message(0, 5, epoch=3), Message(0, 6, epoch=4)], [Message(1, 7)]]
+    found = fetcher.fetch(1.0)
+    assert {p: of.leader_epoch for p, of in found.items()} == {P0: 4, P1: None}
+    fetcher.assign({P0: 5, P1: 7}, {P0: 4, P1: None})
+    assert fetcher._consumer.epochs == [4, None]
+
+
+@pytest.mark.parametrize("code", [KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION])
+def test_an_offset_that_is_gone_stops_it(code, fetcher):
+    fetcher._consumer.chunks = [[Message(0, 5, error=code)]]
     with pytest.raises(SourceError) as raised:
         fetcher.fetch(1.0)
     assert str(raised.value) == (
         "offset 5 of views, partition 0, is not there; the broker has 40 to 90. Retention "
-        "removed records before they were read, or the topic was made anew. To go on without "
-        "them, start a new job, not from a savepoint, and choose where by --kafka_start"
+        "removed records before they were read, the topic was made anew, or a new leader lacks "
+        "records (an unclean election). To go on without them, start a new job, not from a "
+        "savepoint, and choose where by --kafka_start"
     )
 
 
@@ -239,6 +275,16 @@ def test_ends_are_unknown_without_an_answer(fetcher, caplog):
     assert "no end offsets" in caplog.text
     with pytest.raises(KafkaException):
         fetcher.list_offsets([P0], OffsetSpec.earliest())
+
+
+def test_the_newest_record_is_the_newest_of_those_that_are_known(fetcher):
+    assert fetcher.newest_us([P0, P1]) == 7_000_000
+    assert fetcher.newest_us([P1]) is None
+    assert fetcher.newest_us([]) is None
+    fetcher._admin.newest_ms = {0: None, 1: 8000}  # a partition without a leader
+    assert fetcher.newest_us([P0, P1]) == 8_000_000
+    fetcher._admin.reachable = False
+    assert fetcher.newest_us([P0, P1]) is None
 
 
 def test_nothing_depends_on_a_commit(fetcher, caplog):

@@ -48,7 +48,7 @@ def test_the_watermark_is_the_least_and_unknown_while_one_is():
 def test_positions_survive_encoding():
     coder = PositionsCoder()
     full = Positions(
-        {("é", 11): Position(1, 2, 3, 4), ("é", 2): Position(0, 2**62, None, None)},
+        {("é", 11): Position(1, 2, 3, 4, 5), ("é", 2): Position(0, 2**62, None, None, None)},
         {"é": "AbC-_="},
         begun=True,
         settings="--shards=4",

@@ -1,11 +1,20 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from confluent_kafka import KafkaException
 
 from beam_pipelines.io.kafka import reading
 from beam_pipelines.io.kafka.client import KafkaCluster, KafkaUnreachable
 from beam_pipelines.io.kafka.fetch import SourceError
-from beam_pipelines.io.kafka.positions import Position, Positions
-from beam_pipelines.io.kafka.reading import METADATA_PERIOD_S, OpenReadings, Reading, Subscription
+from beam_pipelines.io.kafka.positions import Position, Positions, PositionsCoder
+from beam_pipelines.io.kafka.reading import (
+    METADATA_PERIOD_S,
+    UNSEEN_S,
+    OpenReadings,
+    Reading,
+    Subscription,
+)
 from beam_pipelines.model.watermark import CLOCK_SKEW_US
 from tests.io.kafka.broker import (
     DISORDER,
@@ -39,7 +48,7 @@ def reading_of(broker, reader="0/1/0", **settings):
         | settings
     )
     return Reading(
-        subscription, reader, lambda cluster, group: FakeFetcher(broker), lambda: broker.now_s
+        subscription, reader, lambda cluster, group: FakeFetcher(broker), broker.worker_s
     )
 
 
@@ -62,7 +71,7 @@ def at(partition=P0, began=0, next_=0, stop=None, watermark=None):
 def test_a_batch_is_stamped_with_the_least_time_that_its_events_may_have(broker):
     read = reading_of(broker)
     positions, elements = read.taken(at(), {P0: records(0, 7, 5, 9)})
-    assert plain(elements) == [(span(0, 3), [0, 1, 2], [7, 5, 9], 5 - DISORDER_S)]
+    assert plain(elements) == [(span(0, 3), [0, 1, 2], [7, 7, 9], 7 - DISORDER_S)]
     assert positions == at(next_=3, watermark=NOON + 9 * S - DISORDER)
 
 
@@ -139,6 +148,46 @@ def test_partitions_keep_their_own_times(broker):
 
 
 # Append times
+
+
+@pytest.mark.parametrize("append_time", ["broker", "producer"])
+def test_a_clock_that_steps_back_does_not_set_a_record_behind_the_watermark(broker, append_time):
+    read = reading_of(broker, append_time=append_time)
+    broker.go(2000)
+    before, first = read.taken(at(), {P0: records(0, 1000, 400, 1001)})
+    assert plain(first) == [(span(0, 3), [0, 1, 2], [1000, 1000, 1001], 1000 - DISORDER_S)]
+    restored = reading_of(broker, append_time=append_time)  # knows what is in the position
+    _, then = restored.taken(before, {P0: records(3, 402, 1002)})
+    assert plain(then) == [(span(3, 5), [3, 4], [1001, 1002], 1001 - DISORDER_S)]
+
+
+def test_what_the_clock_let_pass_is_judged_by_the_clock(broker):
+    # The broker's clock fell 20 s behind while the partition was idle.
+    read = reading_of(broker)
+    broker.ends[P0] = 1
+    followed = read.idle(at(next_=1, watermark=NOON - DISORDER - 60 * S), {})
+    assert followed.watermark_us() == NOON - CLOCK_SKEW_US - DISORDER
+    _, elements = read.taken(followed, {P0: records(1, -20, 0)})
+    assert plain(elements) == [(span(1, 3), [1, 2], [-5, 0], -5 - DISORDER_S)]
+
+
+@pytest.mark.parametrize(
+    ("time_ms", "append_s"),
+    [
+        (NOON_S * 10**9, 0),  # in ns
+        (NOON_S * 10**6, 0),
+        (2**63 - 1, 0),
+        (-1, -NOON_S),  # the record has no time
+        (-(2**62), -NOON_S),
+    ],
+)
+def test_a_producers_time_in_another_unit_is_kept_within_the_clock(broker, time_ms, append_s):
+    read = reading_of(broker, append_time="producer")
+    wild = replace(records(0, 0), times_ms=np.array([time_ms]))
+    positions, elements = read.taken(at(), {P0: wild})
+    assert plain(elements) == [(span(0, 1), [0], [append_s], append_s - DISORDER_S)]
+    _, then = read.taken(positions, {P0: records(1, -7)})  # the next one is not harmed
+    assert plain(then)[0][2] == [max(append_s, -7)]
 
 
 def test_times_of_producers_never_fall_nor_pass_the_clock(broker):
@@ -219,9 +268,65 @@ def test_ends_are_asked_for_twice_a_second_at_most(broker):
     assert read.idle(first, {}).watermark_us() == first.watermark_us() + S // 2
 
 
-def test_a_reader_without_partitions_follows_the_clock(broker):
-    empty = Positions({}, {"views": "id-1"}, begun=True)
+@pytest.mark.parametrize("ahead_s", [600.0, 3600.0])
+def test_a_workers_clock_that_is_ahead_is_not_taken_for_the_brokers(ahead_s, broker):
+    broker.worker_ahead_s = ahead_s
+    broker.ends = {P0: 1, P1: 0}
     read = reading_of(broker)
+    both = read.looked_up(Positions())
+    after, _ = read.taken(both, {P0: records(0, -2)})  # seen 2 s after it was stored
+    for _ in range(2):
+        broker.go(30)
+        after = read.idle(after, {})
+    assert after.watermark_us() == NOON + 58 * S - CLOCK_SKEW_US - DISORDER
+
+
+def test_a_workers_clock_that_is_behind_holds_the_watermark_back(broker):
+    broker.worker_ahead_s = -50.0
+    followed = reading_of(broker).idle(at(), {})
+    assert followed.watermark_us() == NOON - 50 * S - CLOCK_SKEW_US - DISORDER
+
+
+def test_the_newest_record_of_the_topics_tells_how_late_it_is_for_the_brokers(broker):
+    # Of another reader's partition: this one's have no records.
+    broker.worker_ahead_s = 600.0
+    broker.newest_us = NOON - 3 * S
+    read = reading_of(broker)
+    positions = read.looked_up(Positions())
+    assert read.idle(positions, {}).watermark_us() == NOON - 3 * S - CLOCK_SKEW_US - DISORDER
+    assert [P0, P1] in broker.asked
+    broker.asked.clear()
+    broker.go(4)
+    read.idle(positions, {})
+    assert broker.asked == []  # asked for every 5 s, while it is unsure
+    broker.newest_us = NOON + 5 * S
+    broker.go(1)
+    assert read.idle(positions, {}).watermark_us() == NOON + 5 * S - CLOCK_SKEW_US - DISORDER
+
+
+@pytest.mark.parametrize(
+    ("newest_us", "known_us"), [(None, NOON - 9000 * S), (NOON - 7200 * S, NOON - 7325 * S)]
+)
+def test_an_idle_topic_holds_the_watermark_for_ten_minutes_at_most(newest_us, known_us, broker):
+    broker.newest_us = newest_us
+    read = reading_of(broker)
+    followed = read.idle(at(watermark=NOON - 9000 * S), {})
+    assert followed.watermark_us() == known_us
+    broker.go(600)
+    followed = read.idle(followed, {})
+    assert followed.watermark_us() == NOON - CLOCK_SKEW_US - DISORDER
+    broker.newest_us = NOON + 599 * S  # there it is: from now on it tells
+    broker.go(5)
+    followed = read.idle(followed, {})
+    assert followed.watermark_us() == NOON + 599 * S - CLOCK_SKEW_US - DISORDER
+
+
+def test_a_reader_without_partitions_follows_the_clock(broker):
+    read = reading_of(broker, "1/2/0")
+    broker.topics["views"] = ("id-1", 0, "LogAppendTime")
+    empty = read.looked_up(Positions())
+    assert empty == Positions({}, {"views": "id-1"}, begun=True)
+    read.idle(empty, {})
     assert read.watermark_us(empty) == NOON - CLOCK_SKEW_US - DISORDER
     assert read.watermark_us(Positions()) is None
     assert read.fetched(empty, 1.5) == {}
@@ -236,12 +341,6 @@ def test_reading_begins_at_the_beginning(broker):
     assert reading_of(broker).looked_up(Positions()) == Positions(
         {P0: Position(5, 5), P1: Position(0, 0)}, {"views": "id-1"}, begun=True
     )
-
-
-def test_reading_can_begin_at_the_end(broker):
-    broker.begins, broker.ends = {P0: 5, P1: 0}, {P0: 9, P1: 4}
-    positions = reading_of(broker, start="latest").looked_up(Positions())
-    assert positions.partitions == {P0: Position(9, 9), P1: Position(4, 4)}
 
 
 def test_reading_can_begin_at_a_time(broker):
@@ -266,7 +365,7 @@ def test_reading_to_the_end_stops_at_the_ends_of_the_start(broker):
 
 
 def test_a_new_partition_is_read_from_its_beginning(broker):
-    read = reading_of(broker, start="latest")
+    read = reading_of(broker, start=NOON)
     broker.ends = {P0: 9, P1: 4}
     positions = read.looked_up(Positions())
     broker.topics["views"] = ("id-1", 3, "LogAppendTime")
@@ -279,16 +378,41 @@ def test_a_new_partition_is_read_from_its_beginning(broker):
     assert after.watermark_us() is None  # held until something is known of it
 
 
+def test_a_new_partitions_records_are_judged_by_the_watermark_less_what_windows_are_kept(broker):
+    read = reading_of(broker)
+    positions = read.looked_up(Positions())
+    broker.topics["views"] = ("id-1", 3, "LogAppendTime")
+    broker.go(METADATA_PERIOD_S)
+    found = read.looked_up(positions, NOON - DISORDER)
+    assert found.partitions[P2] == Position(0, 0, None, NOON - DISORDER - 60 * S)
+    _, elements = read.taken(found, {P2: records(0, -3600, -59)})
+    assert plain(elements)[0][1:] == ([0, 1], [-60, -59], -60 - DISORDER_S)
+
+
 def test_a_new_partition_without_a_leader_is_waited_for(broker, caplog):
     read = reading_of(broker)
     positions = read.looked_up(Positions())
     broker.topics["views"] = ("id-1", 3, "LogAppendTime")
     broker.go(METADATA_PERIOD_S)
     broker.leaderless = {P2}
-    assert read.looked_up(positions) == positions
-    assert "new partitions can't be read as yet" in caplog.text
+    for _ in range(20):  # ten minutes, in which the others go on
+        assert read.looked_up(positions) == positions
+        assert read.watermark_us(read.idle(positions, {})) is None
+        broker.go(30)
+    assert "new partitions can't be read as yet, and the watermark waits" in caplog.text
     broker.leaderless = set()
-    assert read.looked_up(positions) == positions.moved({P2: Position(0, 0)})
+    found = read.looked_up(positions)
+    assert found == positions.moved({P2: Position(0, 0)})
+    assert read.watermark_us(read.idle(found, {})) == NOON + 595 * S - DISORDER
+
+
+def test_a_reader_that_starts_again_waits_for_a_partition_without_a_leader(broker):
+    begun = at(watermark=NOON)
+    broker.topics["views"] = ("id-1", 2, "LogAppendTime")
+    broker.leaderless = {P1}
+    read = reading_of(broker)
+    assert read.looked_up(begun) == begun
+    assert read.watermark_us(begun) is None
 
 
 def test_a_partition_without_a_leader_at_the_start_is_an_error(broker):
@@ -300,7 +424,7 @@ def test_a_partition_without_a_leader_at_the_start_is_an_error(broker):
 def test_positions_that_were_restored_go_on(broker):
     broker.ends = {P0: 900, P1: 900}
     restored = at(next_=70, watermark=5).moved({P1: Position(3, 80, None, 6)})
-    assert reading_of(broker, start="latest").looked_up(restored) == restored
+    assert reading_of(broker, start=NOON).looked_up(restored) == restored
 
 
 def test_state_that_was_made_with_other_settings_is_refused(broker):
@@ -373,6 +497,38 @@ def test_no_broker_at_the_start_is_an_error_and_later_it_is_waited_for(broker, c
     assert broker.looks == looks + 1
 
 
+def test_the_watermark_waits_for_a_look_at_the_topics(broker):
+    read = reading_of(broker)
+    positions = read.idle(read.looked_up(Positions()), {})
+    moved, _ = read.taken(positions, {P0: records(0, 1), P1: records(0, 2)})
+    broker.reachable = False
+    broker.go(UNSEEN_S)
+    assert read.watermark_us(read.looked_up(moved)) == NOON + 1 * S - DISORDER
+    broker.go(1)
+    assert read.watermark_us(read.looked_up(moved)) is None  # though records come
+    broker.reachable = True
+    assert read.watermark_us(read.looked_up(moved)) == NOON + 1 * S - DISORDER
+
+
+def test_a_topic_that_is_no_longer_asked_for_is_refused(broker):
+    broker.topics["clicks"] = ("id-2", 1, "LogAppendTime")
+    begun = reading_of(broker, topics=("views", "clicks")).looked_up(Positions())
+    with pytest.raises(SourceError) as raised:
+        reading_of(broker).looked_up(begun)
+    assert str(raised.value) == (
+        "--input names views; the state that this job goes on from has also read clicks, whose "
+        "next records nobody would read. Name all of them, or start a new job, not from a "
+        "savepoint"
+    )
+
+
+def test_a_topic_that_is_asked_for_as_well_is_read_from_its_beginning(broker):
+    begun = reading_of(broker).looked_up(Positions())
+    broker.topics["clicks"] = ("id-2", 1, "LogAppendTime")
+    after = reading_of(broker, topics=("views", "clicks")).looked_up(begun, NOON)
+    assert after.partitions[("clicks", 0)] == Position(0, 0, None, NOON - 60 * S)
+
+
 # Fetching and committing
 
 
@@ -382,6 +538,17 @@ def test_what_is_done_is_not_fetched(broker):
     read.fetcher.coming = {P1: records(3, 1)}
     assert set(read.fetched(positions, 1.0)) == {P1}
     assert read.fetcher.assigned == {P1: 3}
+
+
+def test_the_leader_of_the_last_record_is_kept_and_asked_for(broker):
+    read = reading_of(broker)
+    positions, _ = read.taken(at(), {P0: records(0, 1, leader_epoch=4)})
+    positions, _ = read.taken(positions, {P0: nothing(1)})
+    coder = PositionsCoder()
+    restored = coder.decode(coder.encode(positions))
+    again = reading_of(broker)
+    again.fetched(restored, 1.0)
+    assert (again.fetcher.assigned, again.fetcher.epochs) == ({P0: 1}, {P0: 4})
 
 
 def test_offsets_are_committed_to_a_group_now_and_then(broker):

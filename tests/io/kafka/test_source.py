@@ -1,16 +1,16 @@
+from types import SimpleNamespace
+
 import apache_beam as beam
 import pytest
 from apache_beam.coders import StrUtf8Coder, TupleCoder
-from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines.io.kafka import source
-from beam_pipelines.io.kafka.client import KafkaCluster
 from beam_pipelines.io.kafka.fetch import SourceError
-from beam_pipelines.io.kafka.positions import Positions, PositionsTracker
+from beam_pipelines.io.kafka.positions import Positions
 from beam_pipelines.io.kafka.reading import OpenReadings, Reading
 from beam_pipelines.io.kafka.source import ReadKafka
 from beam_pipelines.kernels.key_groups import MAX_PARALLELISM, key_group
@@ -19,19 +19,19 @@ from beam_pipelines.model.records import PAYLOADS
 from beam_pipelines.model.span import spanned
 from beam_pipelines.model.watermark import CLOCK_SKEW_US
 from tests.io.kafka.broker import (
+    CLUSTER,
     DISORDER,
     DISORDER_S,
     NOON,
     P0,
     P1,
     FakeFetcher,
+    Reader,
     S,
     plain,
     records,
     span,
 )
-
-CLUSTER = KafkaCluster("b:9092")
 
 
 def views(**settings):
@@ -82,7 +82,7 @@ class Cluster:
             return {p: each for p, each in found.items() if each is not None}
 
         fetcher.fetch = fetch
-        return Reading(subscription, reader, lambda *_: fetcher, lambda: self.broker.now_s)
+        return Reading(subscription, reader, lambda *_: fetcher, self.broker.worker_s)
 
 
 @pytest.fixture
@@ -136,42 +136,22 @@ def test_what_a_check_finds_stops_the_job_before_anything_is_read(cluster):
     assert cluster.fetchers == []
 
 
+def test_latest_is_when_the_job_was_submitted_however_often_it_starts(cluster, monkeypatch):
+    broker = cluster.broker
+    monkeypatch.setattr(source, "time", SimpleNamespace(time_ns=lambda: NOON * 1000))
+    broker.ends, broker.at_time = {P0: 3, P1: 1}, {P0: 2, P1: -1}  # -1: nothing since
+    cluster.slices = {P0: [records(2, 4)], P1: []}
+    pipeline = beam.Pipeline(FnApiRunner())
+    found = pipeline | views(until_end=True, start="latest")
+    offsets = found | beam.ParDo(_PlainFn()).with_output_types(object)
+    assert_that(offsets, equal_to([(span(2, 3, last=True, range_start=2), [2], [4])]))
+    for _ in range(2):
+        pipeline.run().wait_until_finish()
+        broker.go(60)
+    assert [asked for asked in broker.asked if asked not in (-2, -1)] == [NOON // 1000] * 2
+
+
 # Without end
-
-
-class Reader:
-    """A reader as a runner calls it: restriction and watermark are kept between calls."""
-
-    def __init__(self, name="0/1/0", **settings):
-        self.name = name
-        self.fn = source._ReadFn(
-            source.Subscription(CLUSTER, ("views",), DISORDER_S, "earliest", False, "broker", None)
-        )
-        self.positions = Positions()
-        self.watermark = None
-
-    def call(self):
-        """Return what a call yields; what is left is for the next one."""
-        tracker = _Deferring(PositionsTracker(self.positions, bounded=False))
-        estimator = ManualWatermarkEstimator(self.watermark)
-        elements = list(self.fn.process(self.name, tracker, estimator))
-        assert tracker.tracker.check_done()
-        self.positions = tracker.rest
-        self.watermark = estimator.get_estimator_state()
-        return plain(elements)
-
-
-class _Deferring:
-    """What a runner wraps a tracker in."""
-
-    def __init__(self, tracker):
-        self.tracker, self.rest = tracker, None
-
-    def __getattr__(self, name):
-        return getattr(self.tracker, name)
-
-    def defer_remainder(self):
-        _, self.rest = self.tracker.try_split(0)
 
 
 def test_a_call_yields_a_slice_and_the_next_goes_on_with_the_same_consumer(cluster):
