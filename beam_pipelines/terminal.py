@@ -1,0 +1,85 @@
+"""What programs print: text that can't steer a terminal, and ends without a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+
+_EXTRAS = {"cassandra": "cassandra", "confluent_kafka": "kafka", "psycopg": "postgres"}
+
+
+def printable(text: object, keep: str = "") -> str:
+    r"""Return a text as a terminal may show it: what isn't printable is escaped.
+
+    That is control characters (C0, DEL, C1), those that turn the writing direction, lone
+    halves of surrogate pairs, and all else that Unicode calls no graphic character, but not
+    the space. Texts without such characters, printed ones among them, stay as they are.
+
+    Args:
+      text: Anything; `str` makes a text of it.
+      keep: Characters to leave alone, such as a newline.
+
+    Example:
+      >>> printable("/\x1b[2J\u202e")
+      '/\\x1b[2J\\u202e'
+    """
+    shown = str(text)
+    if shown.isprintable():
+        return shown
+    return "".join(c if c.isprintable() or c in keep else _escaped(c) for c in shown)
+
+
+def _escaped(character: str) -> str:
+    return repr(character)[1:-1]  # Python's own escapes: repr goes by isprintable, too
+
+
+def say(text: object) -> None:
+    """Print one line to stderr."""
+    print(printable(text), file=sys.stderr)
+
+
+def told(error: BaseException) -> str:
+    """Return what an error says, in one line; of the operating system's: the path and why."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def missing_extra(error: ImportError) -> str | None:
+    """Say which extra of the package an import lacks; None: none of them, so it is a bug."""
+    module = (error.name or "").partition(".")[0]
+    if module not in _EXTRAS:
+        return None
+    return (
+        f"{module} isn't installed, and this needs it: "
+        f"pip install 'beam-pipelines[{_EXTRAS[module]}]'"
+    )
+
+
+def run_command(main: Callable[[], int]) -> int:
+    """Run a program's `main` and return its exit code, whatever ends it early.
+
+    What is no fault of the program takes one line on stderr: Ctrl-C (130), stdout that
+    nobody reads any more, such as `… | head`, and files or servers that can't be used (1), a
+    missing extra (2). Any other exception passes.
+    """
+    try:
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        say("stopped by Ctrl-C")
+        return 130
+    except BrokenPipeError:
+        # Else Python flushes what is left when it exits, and fails again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        say("not all was printed: what read the output has closed it")
+        return 1
+    except ImportError as error:
+        if (missing := missing_extra(error)) is None:
+            raise
+        say(missing)
+        return 2
+    except OSError as error:
+        say(told(error))
+        return 1
