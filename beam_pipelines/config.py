@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from beam_pipelines.io.publication import OBJECT_STORES, on_object_store
@@ -11,6 +12,7 @@ from beam_pipelines.model.activity import ACTIVITY, EVENT_TYPES
 from beam_pipelines.model.secret import Secret
 from beam_pipelines.model.time_rule import TimeRule
 from beam_pipelines.runfolder import RunFolder
+from beam_pipelines.runlock import lock_beside, lock_in
 
 DEMO = "demo"
 
@@ -212,6 +214,14 @@ class ActivityConfig:
         database = self.database_path
         ends = (database, f"{database}.wal", *self.folders)
         return RunFolder(self.output, ends)
+
+    @property
+    def locks(self) -> tuple[Path, ...]:
+        """The files that a run in this process holds locked: one per place it writes to."""
+        ends = tuple(map(lock_in, self.folders))
+        if not self.local:
+            return ends
+        return lock_in(self.output), lock_beside(self.database_path), *ends
 
     @property
     def folders(self) -> tuple[str, ...]:

@@ -20,6 +20,9 @@ from pyarrow import fs
 
 OBJECT_STORES = ("s3://", "gs://")
 
+LOCK = ".run.lock"
+"""Name of the file that a run holds locked in a folder it writes to; no result."""
+
 _SCRATCH = "_tmp"
 
 
@@ -76,7 +79,7 @@ def listed(folder: str | os.PathLike[str], below: str = "") -> list[str]:
     start = f"{root}/{below}" if below else root
     found = store.get_file_info(fs.FileSelector(start, allow_not_found=True, recursive=True))
     names = [info.path[len(root) + 1 :] for info in found if info.type == fs.FileType.File]
-    return sorted(name for name in names if not name.startswith(f"{_SCRATCH}/"))
+    return sorted(name for name in names if name != LOCK and not name.startswith(f"{_SCRATCH}/"))
 
 
 def remove(folder: str | os.PathLike[str], name: str) -> None:
