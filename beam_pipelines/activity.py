@@ -29,7 +29,7 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from beam_pipelines import __version__, flink, report
+from beam_pipelines import __version__, flink, misread, report
 from beam_pipelines.config import ActivityConfig
 from beam_pipelines.connectors import Sinks, Source, open_sinks, open_source
 from beam_pipelines.kernels.decode import Decoder
@@ -234,7 +234,10 @@ def _run_or_start(argv: Sequence[str] | None, locks: ExitStack) -> int:
         print(json.dumps(summary, indent=2))
     for law in summary["broken_laws"]:
         say(f"This run can't be trusted: {law}")
-    return 1 if summary["broken_laws"] else 0
+    if summary["misread"]:
+        for line in misread.told(config, summary["misread"]):
+            say(line)
+    return 1 if summary["broken_laws"] or summary["misread"] else 0
 
 
 def start(config: ActivityConfig, source: Source, sinks: Sinks, options: PipelineOptions) -> int:
@@ -275,7 +278,7 @@ def run(
     hashed = _finish_database(config) if config.local else {}
     seconds = time.monotonic() - started
     counted = counters(result)
-    return {
+    summary = {
         "read": counted.get("read", 0),
         "verdicts": {name: counted.get(name, 0) for name in VERDICTS},
         "invalid": {
@@ -286,10 +289,12 @@ def run(
         "ignored_session_ends": counted.get("ignored_session_ends", 0),
         "rows_written": {sink: counted.get(f"rows_written.{sink}", 0) for sink in SINKS},
         "broken_laws": broken_laws(counted),
+        "misread": {},
         "as_of": _as_of(config).replace("Z", "+00:00"),
         "seconds": round(seconds, 3),
         **hashed,
     }
+    return summary | {"misread": misread.misread(config, source.format, summary)}
 
 
 def _as_of(config: ActivityConfig) -> str:

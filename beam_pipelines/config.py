@@ -91,6 +91,7 @@ class ActivityConfig:
       shards: Parts that the state is divided into by hash.
       demo_events: Records that the demo generates.
       seed: Of the demo's generator.
+      max_invalid: Share of the records of bounded input that may be invalid.
       overwrite: Whether to replace the results of a different run.
       in_process: Whether the chosen runner is the one in this process.
 
@@ -119,6 +120,7 @@ class ActivityConfig:
     shards: int
     demo_events: int
     seed: int
+    max_invalid: float
     overwrite: bool
     in_process: bool
 
@@ -137,6 +139,8 @@ class ActivityConfig:
             raise ValueError(f"--cassandra_every_s must be positive, got {self.cassandra.every_s}")
         if not 0 < self.shards <= MAX_PARALLELISM:
             raise ValueError(f"--shards is from 1 to {MAX_PARALLELISM}, got {self.shards}")
+        if not 0 <= self.max_invalid <= 1:
+            raise ValueError(f"--max_invalid is a share from 0 to 1, got {self.max_invalid}")
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, got {self.seed}")
         if self.users_period_s > self.users_window_s:
