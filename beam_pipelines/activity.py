@@ -5,7 +5,10 @@
     python -m beam_pipelines.activity --input=kafka:user_activity --runner=FlinkRunner …
 
 `build` is the whole pipeline, a stage a line, in the order an event meets them. `--help`
-lists the flags. Exit codes: 0; 1 the run failed, or its verdicts don't add up; 2 misuse.
+lists the flags. Exit codes: 0; 1 the run failed, its verdicts don't add up, its input wasn't
+understood (`--max_invalid`), or nobody read what it printed; 2 misuse: a flag, a file or
+folder that can't be used, a folder another run writes to, or a missing extra; 130 Ctrl-C.
+Each is told in a line on stderr.
 """
 
 import json
@@ -14,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -49,7 +52,7 @@ from beam_pipelines.model.windows import WindowPolicy
 from beam_pipelines.options import SHARDS_IN_PROCESS, parse
 from beam_pipelines.runlock import locked
 from beam_pipelines.telemetry import Progress, configure_logging, counters
-from beam_pipelines.terminal import printable, run_command, say, told
+from beam_pipelines.terminal import interrupted_at_once, printable, run_command, say, told
 from beam_pipelines.transforms.aggregate import CountDistinctPerWindow, CountPerWindow
 from beam_pipelines.transforms.dedupe import AcceptAll, Deduplicate
 from beam_pipelines.transforms.lateness import ClassifyLateness
@@ -218,7 +221,8 @@ def _run_or_start(argv: Sequence[str] | None, locks: ExitStack) -> int:
     try:
         if config.endless:
             return start(config, source, sinks, options)
-        summary = run(config, source, sinks, options)
+        with interrupted_at_once() if config.in_process else nullcontext():
+            summary = run(config, source, sinks, options)
     except Exception as error:  # the stack goes to the log, what to do about it to the user
         _LOGGER.exception("the run failed")
         why = str(error)

@@ -2,7 +2,8 @@
 
 Shows every copy that was stored, the verdict on it, and the rows of the tables that the
 event counts in. From the lake, and the tables where `--database` names them. Exit codes: 0;
-1 the event isn't in the lake, or the database can't be read; 2 misuse.
+1 the event isn't in the lake, or lake or database can't be read; 2 misuse, or a missing extra;
+130 Ctrl-C.
 """
 
 import argparse

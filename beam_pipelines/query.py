@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     path, sql = arguments
     if not Path(path).is_file():
-        say(f"{path} does not exist; a run makes it: make demo")
+        say(f"{path} is no file; a run makes it: make demo")
         return 2
     try:
         with duckdb.connect(path, read_only=True) as connection:

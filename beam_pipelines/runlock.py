@@ -79,7 +79,11 @@ def _taken(path: Path) -> int:
     """Return a descriptor of the file that holds its lock."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            why = os.strerror(errno.ENOTDIR)
+            raise NotADirectoryError(errno.ENOTDIR, why, str(path.parent)) from error
         descriptor = os.open(path, flags, 0o666)
         try:
             _lock(descriptor, path)

@@ -1,8 +1,14 @@
 """What programs print: text that can't steer a terminal, and ends without a traceback."""
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 _EXTRAS = {"cassandra": "cassandra", "confluent_kafka": "kafka", "psycopg": "postgres"}
 
@@ -62,6 +68,7 @@ def run_command(main: Callable[[], int]) -> int:
     nobody reads any more, such as `… | head`, and files or servers that can't be used (1), a
     missing extra (2). Any other exception passes.
     """
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         try:
             return main()
@@ -69,7 +76,7 @@ def run_command(main: Callable[[], int]) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         say("stopped by Ctrl-C")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # Else Python flushes what is left when it exits, and fails again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,3 +90,31 @@ def run_command(main: Callable[[], int]) -> int:
     except OSError as error:
         say(told(error))
         return 1
+
+
+@contextmanager
+def interrupted_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process at once, during a block that would take it for a failure.
+
+    Beam turns the exception into one of the step that it hits, and logs that. Only in a
+    program that `run_command` runs: other callers of its `main` get the exception.
+    """
+    if signal.getsignal(signal.SIGINT) is not _interrupt:
+        yield
+        return
+    signal.signal(signal.SIGINT, _exit_interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _exit_interrupted(*_: Any) -> NoReturn:
+    if sys.stderr.isatty():
+        print(file=sys.stderr)  # the line that shows progress stays
+    say("stopped by Ctrl-C: what was written so far is no result; run it again")
+    os._exit(INTERRUPTED)
