@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beam_pipelines.io.publication import OBJECT_STORES, on_object_store
+from beam_pipelines.io.publication import (
+    OBJECT_STORES,
+    on_object_store,
+    require_no_credentials,
+)
 from beam_pipelines.kernels.key_groups import MAX_PARALLELISM
 from beam_pipelines.model.activity import ACTIVITY, EVENT_TYPES
 from beam_pipelines.model.secret import Secret
@@ -155,6 +159,7 @@ class ActivityConfig:
         _require_place("--input", self.input, "demo, local files or kafka:TOPIC", (KAFKA,))
         _require_place("--output", self.output, "a local folder", ())
         _require_place("--lake", self.lake, "a folder, s3:// or gs://", OBJECT_STORES)
+        require_no_credentials(self.lake)
         for flag in ("enriched", "dead_letters"):
             _require_place(
                 f"--{flag}", getattr(self, flag), "a local folder or kafka:TOPIC", (KAFKA,)
@@ -269,6 +274,11 @@ class ActivityConfig:
             raise ValueError(
                 f"{used[0]} needs --kafka_bootstrap_servers=HOST:PORT, or the variable "
                 "KAFKA_BOOTSTRAP_SERVERS"
+            )
+        if "@" in (self.kafka.bootstrap_servers or ""):  # and not shown: it may be a password
+            raise ValueError(
+                "--kafka_bootstrap_servers is HOST:PORT,... without a user or password; they "
+                "are given in --kafka_config_file"
             )
         for flag in ("enriched", "dead_letters"):
             place = getattr(self, flag)

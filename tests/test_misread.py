@@ -101,14 +101,6 @@ def test_a_run_fails_when_more_is_invalid_than_may_be(invalid, flags, code, tmp_
         )
 
 
-@pytest.mark.parametrize("share", ["-0.1", "1.5", "nan", "half"])
-def test_a_share_that_is_none_is_misuse(share, capsys):
-    with pytest.raises(SystemExit) as exited:
-        parse([f"--max_invalid={share}"])
-    assert exited.value.code == 2
-    assert "--max_invalid" in capsys.readouterr().err
-
-
 def test_a_run_whose_records_are_all_later_than_now_fails(tmp_path, capsys):
     assert run(tmp_path, lines_of(EVENTS), "--as_of=2026-01-05T08:00:00Z") == 1
     lines = told_by(capsys)
