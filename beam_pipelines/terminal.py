@@ -68,7 +68,8 @@ def run_command(main: Callable[[], int]) -> int:
     nobody reads any more, such as `… | head`, and files or servers that can't be used (1), a
     missing extra (2). Any other exception passes.
     """
-    signal.signal(signal.SIGINT, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not under nohup, say
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         try:
             return main()

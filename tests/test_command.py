@@ -19,8 +19,8 @@ ACTIVITY = [sys.executable, "-m", "beam_pipelines.activity"]
 
 @pytest.fixture(autouse=True)
 def interrupts():
-    """What Ctrl-C does is up to the command that runs: give it back."""
-    before = signal.getsignal(signal.SIGINT)
+    """Ctrl-C does what it usually does, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
@@ -110,6 +110,11 @@ def test_ctrl_c_in_a_tool_is_told_in_a_line(capsys):
     assert told(capsys.readouterr().err) == ["stopped by Ctrl-C"]
 
 
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert run_command(lambda: signal.raise_signal(signal.SIGINT) or 0) == 0
+
+
 def test_ctrl_c_ends_a_run_at_once_and_the_next_one_is_free_to_begin(file):
     out = file.parent / "out"
     process = subprocess.Popen(
@@ -117,6 +122,7 @@ def test_ctrl_c_ends_a_run_at_once_and_the_next_one_is_free_to_begin(file):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not any(out.glob("lake/_tmp/*")):  # it is in the midst of it
