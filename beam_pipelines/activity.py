@@ -298,7 +298,7 @@ def run(
         "seconds": round(seconds, 3),
         **hashed,
     }
-    return summary | {"misread": misread.misread(config, source.format, summary)}
+    return summary | {"misread": misread.judged(config, source.format, summary)}
 
 
 def _as_of(config: ActivityConfig) -> str:

@@ -18,7 +18,7 @@ _BATCH_RECORDS = 16
 _MAX_BYTES_PER_CHARACTER = 4
 
 
-def misread(config: ActivityConfig, format: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+def judged(config: ActivityConfig, format: str, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Judge a run that is over, its outputs written, by what `summary` counts.
 
     It is misread if something was read and nothing accepted, or if the invalid records are

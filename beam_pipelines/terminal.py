@@ -45,8 +45,8 @@ def say(text: object) -> None:
 
 def told(error: BaseException) -> str:
     """Return what an error says, in one line; of the operating system's: the path and why."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str):
+        return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
 
 

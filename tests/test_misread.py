@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from beam_pipelines.activity import main
 from beam_pipelines.guess import guessed
-from beam_pipelines.misread import misread, told
+from beam_pipelines.misread import judged, told
 from beam_pipelines.options import parse
 from tests.runs import event, lines_of, summary, written
 
@@ -138,26 +138,26 @@ KAFKA = ["--kafka_bootstrap_servers=b:1", "--dead_letters=kafka:dlq", "--kafka_u
 
 def test_with_dead_letters_in_a_topic_reasons_are_told_and_where_samples_are():
     config, _ = parse(["--input=kafka:clicks", *KAFKA])
-    judged = misread(config, "ndjson", counted())
-    assert list(told(config, judged)) == [
+    misread = judged(config, "ndjson", counted())
+    assert list(told(config, misread)) == [
         "This run can't be used: none of 10 records was accepted, and 10 are invalid.",
         "  most often  not_json (9 times)",
         "  samples     are in the topic dlq, each with its reason",
     ]
-    assert misread(config, "ndjson", counted(accepted=5, invalid=5)) == {}
-    assert misread(config, "ndjson", counted(read=0, invalid=1)) == {}
+    assert judged(config, "ndjson", counted(accepted=5, invalid=5)) == {}
+    assert judged(config, "ndjson", counted(read=0, invalid=1)) == {}
 
 
 def test_a_topic_that_was_filled_late_is_told_how_to_be_read():
     config, _ = parse(["--input=kafka:clicks", *KAFKA])
     late = counted(invalid=1)
     late["verdicts"]["too_late"] = 9
-    assert misread(config, "ndjson", late)["guess"] == (
+    assert judged(config, "ndjson", late)["guess"] == (
         "they were sent long after they happened: --append_time=none takes the topics for "
         "complete input"
     )
     complete = replace(config, kafka=replace(config.kafka, append_time="none"))
-    assert misread(complete, "ndjson", counted())["reason"] == "not_json"
+    assert judged(complete, "ndjson", counted())["reason"] == "not_json"
 
 
 LOG = b'192.0.2.7 - - [05/Jan/2026:10:00:01 +0100] "GET /a HTTP/1.1" 200 512 "-" "curl"'
