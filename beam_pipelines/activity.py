@@ -5,7 +5,10 @@
     python -m beam_pipelines.activity --input=kafka:user_activity --runner=FlinkRunner …
 
 `build` is the whole pipeline, a stage a line, in the order an event meets them. `--help`
-lists the flags. Exit codes: 0; 1 the run failed, or its verdicts don't add up; 2 misuse.
+lists the flags. Exit codes: 0; 1 the run failed, its verdicts don't add up, its input wasn't
+understood (`--max_invalid`), or nobody read what it printed; 2 misuse: a flag, a file or
+folder that can't be used, a folder another run writes to, or a missing extra; 130 Ctrl-C.
+Each is told in a line on stderr.
 """
 
 import json
@@ -14,9 +17,9 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -29,7 +32,7 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from beam_pipelines import __version__, flink, report
+from beam_pipelines import __version__, flink, misread, report
 from beam_pipelines.config import ActivityConfig
 from beam_pipelines.connectors import Sinks, Source, open_sinks, open_source
 from beam_pipelines.kernels.decode import Decoder
@@ -47,7 +50,9 @@ from beam_pipelines.model.activity import (
 from beam_pipelines.model.time_rule import TimeRule
 from beam_pipelines.model.windows import WindowPolicy
 from beam_pipelines.options import SHARDS_IN_PROCESS, parse
+from beam_pipelines.runlock import locked
 from beam_pipelines.telemetry import Progress, configure_logging, counters
+from beam_pipelines.terminal import interrupted_at_once, printable, run_command, say, told
 from beam_pipelines.transforms.aggregate import CountDistinctPerWindow, CountPerWindow
 from beam_pipelines.transforms.dedupe import AcceptAll, Deduplicate
 from beam_pipelines.transforms.lateness import ClassifyLateness
@@ -181,6 +186,11 @@ ROWS_WRITTEN = tuple(f"rows_written.{sink}" for sink in SINKS)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the pipeline, or start it where it runs without end; returns the exit code."""
     configure_logging()
+    with ExitStack() as locks:
+        return _run_or_start(argv, locks)
+
+
+def _run_or_start(argv: Sequence[str] | None, locks: ExitStack) -> int:
     argv = sys.argv[1:] if argv is None else argv
     config, options = parse(argv)
     try:
@@ -188,13 +198,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             flink.quiet_submission()
             argv = [*argv, *flink.options_for(argv, "activity", config.endless, os.environ)]
             for note in flink.notes(argv):
-                print(note, file=sys.stderr)
+                say(note)
             config, options = parse(argv)
         if options.view_as(DirectOptions).direct_running_mode == "multi_processing":
             raise ValueError("--direct_running_mode=multi_processing isn't supported")
         source = open_source(config, _readers(options))
         if config.time.as_of_us is None:
             config = replace(config, time=replace(config.time, as_of_us=source.as_of_us))
+        sinks = open_sinks(config, _as_of(config))
+        if config.in_process:
+            locks.enter_context(locked(config.locks))
         if config.local:
             identity = {
                 "version": __version__,
@@ -202,20 +215,21 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "settings": {**config.settings_identity(), "format": source.format},
             }
             config.folder.begin(identity, overwrite=config.overwrite)
-    except (FileNotFoundError, ValueError) as error:  # what was asked for can't be done
-        print(error, file=sys.stderr)
+    except (OSError, ValueError) as error:  # what was asked for can't be done
+        say(told(error))
         return 2
     try:
         if config.endless:
-            return start(config, source, options)
-        summary = run(config, source, options)
+            return start(config, source, sinks, options)
+        with interrupted_at_once() if config.in_process else nullcontext():
+            summary = run(config, source, sinks, options)
     except Exception as error:  # the stack goes to the log, what to do about it to the user
         _LOGGER.exception("the run failed")
         why = str(error)
         if "Traceback (most recent call last)" in why:  # a runner's, around Python's
             why = flink.python_error(why)
         why = why.partition(" [while running ")[0]  # Beam's own words end it
-        print(f"The run failed: {why}", file=sys.stderr)
+        print(printable(f"The run failed: {why}", keep="\n"), file=sys.stderr)
         return 1
     if config.local:
         config.folder.write_summary(summary)
@@ -223,36 +237,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(json.dumps(summary, indent=2))
     for law in summary["broken_laws"]:
-        print(f"This run can't be trusted: {law}", file=sys.stderr)
-    return 1 if summary["broken_laws"] else 0
+        say(f"This run can't be trusted: {law}")
+    if summary["misread"]:
+        for line in misread.told(config, summary["misread"]):
+            say(line)
+    return 1 if summary["broken_laws"] or summary["misread"] else 0
 
 
-def start(config: ActivityConfig, source: Source, options: PipelineOptions) -> int:
+def start(config: ActivityConfig, source: Source, sinks: Sinks, options: PipelineOptions) -> int:
     """Start a run without end, and wait until it has taken its first checkpoint.
 
     Workers of a pool outlive this process, which then returns. Others are its children:
     it stays until the job ends.
     """
     pipeline = beam.Pipeline(options=options)
-    build(pipeline, source.read, _decisions(config, source), open_sinks(config))
+    build(pipeline, source.read, _decisions(config, source), sinks)
     result = pipeline.run()
     cluster = flink.Cluster(options.view_as(FlinkRunnerOptions).flink_master)
     name = options.view_as(GoogleCloudOptions).job_name
-    job = flink.wait_until_running(cluster, name, partial(print, file=sys.stderr, flush=True))
+    job = flink.wait_until_running(cluster, name, say)
     print(f"running: {cluster.url}/#/job/running/{job}/overview")
     if options.view_as(PortableOptions).environment_type == "LOOPBACK":
         result.wait_until_finish()
     return 0
 
 
-def run(config: ActivityConfig, source: Source, options: PipelineOptions) -> dict[str, Any]:
+def run(
+    config: ActivityConfig, source: Source, sinks: Sinks, options: PipelineOptions
+) -> dict[str, Any]:
     """Run the pipeline over input that ends; returns what summary.json says."""
     from beam_pipelines.io.publication import remove_leftovers
 
     for folder in config.folders:
         remove_leftovers(folder)
-    as_of = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=config.time.as_of_us or 0)
-    sinks = open_sinks(config, as_of.isoformat().replace("+00:00", "Z"))
     started = time.monotonic()
     with Progress(["read", "accepted"], source.records):
         runner = FnApiRunner() if config.in_process else None
@@ -265,7 +282,7 @@ def run(config: ActivityConfig, source: Source, options: PipelineOptions) -> dic
     hashed = _finish_database(config) if config.local else {}
     seconds = time.monotonic() - started
     counted = counters(result)
-    return {
+    summary = {
         "read": counted.get("read", 0),
         "verdicts": {name: counted.get(name, 0) for name in VERDICTS},
         "invalid": {
@@ -276,10 +293,17 @@ def run(config: ActivityConfig, source: Source, options: PipelineOptions) -> dic
         "ignored_session_ends": counted.get("ignored_session_ends", 0),
         "rows_written": {sink: counted.get(f"rows_written.{sink}", 0) for sink in SINKS},
         "broken_laws": broken_laws(counted),
-        "as_of": as_of.isoformat(),
+        "misread": {},
+        "as_of": _as_of(config).replace("Z", "+00:00"),
         "seconds": round(seconds, 3),
         **hashed,
     }
+    return summary | {"misread": misread.judged(config, source.format, summary)}
+
+
+def _as_of(config: ActivityConfig) -> str:
+    as_of = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=config.time.as_of_us or 0)
+    return as_of.isoformat().replace("+00:00", "Z")
 
 
 def _finish_database(config: ActivityConfig) -> dict[str, str]:
@@ -311,4 +335,4 @@ def _decisions(config: ActivityConfig, source: Source) -> Activity:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

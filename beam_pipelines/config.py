@@ -3,14 +3,20 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from beam_pipelines.io.publication import OBJECT_STORES, on_object_store
+from beam_pipelines.io.publication import (
+    OBJECT_STORES,
+    on_object_store,
+    require_no_credentials,
+)
 from beam_pipelines.kernels.key_groups import MAX_PARALLELISM
 from beam_pipelines.model.activity import ACTIVITY, EVENT_TYPES
 from beam_pipelines.model.secret import Secret
 from beam_pipelines.model.time_rule import TimeRule
 from beam_pipelines.runfolder import RunFolder
+from beam_pipelines.runlock import lock_beside, lock_in
 
 DEMO = "demo"
 
@@ -89,6 +95,7 @@ class ActivityConfig:
       shards: Parts that the state is divided into by hash.
       demo_events: Records that the demo generates.
       seed: Of the demo's generator.
+      max_invalid: Share of the records of bounded input that may be invalid.
       overwrite: Whether to replace the results of a different run.
       in_process: Whether the chosen runner is the one in this process.
 
@@ -117,6 +124,7 @@ class ActivityConfig:
     shards: int
     demo_events: int
     seed: int
+    max_invalid: float
     overwrite: bool
     in_process: bool
 
@@ -135,6 +143,8 @@ class ActivityConfig:
             raise ValueError(f"--cassandra_every_s must be positive, got {self.cassandra.every_s}")
         if not 0 < self.shards <= MAX_PARALLELISM:
             raise ValueError(f"--shards is from 1 to {MAX_PARALLELISM}, got {self.shards}")
+        if not 0 <= self.max_invalid <= 1:
+            raise ValueError(f"--max_invalid is a share from 0 to 1, got {self.max_invalid}")
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, got {self.seed}")
         if self.users_period_s > self.users_window_s:
@@ -149,6 +159,7 @@ class ActivityConfig:
         _require_place("--input", self.input, "demo, local files or kafka:TOPIC", (KAFKA,))
         _require_place("--output", self.output, "a local folder", ())
         _require_place("--lake", self.lake, "a folder, s3:// or gs://", OBJECT_STORES)
+        require_no_credentials(self.lake)
         for flag in ("enriched", "dead_letters"):
             _require_place(
                 f"--{flag}", getattr(self, flag), "a local folder or kafka:TOPIC", (KAFKA,)
@@ -214,6 +225,14 @@ class ActivityConfig:
         return RunFolder(self.output, ends)
 
     @property
+    def locks(self) -> tuple[Path, ...]:
+        """The files that a run in this process holds locked: one per place it writes to."""
+        ends = tuple(map(lock_in, self.folders))
+        if not self.local:
+            return ends
+        return lock_in(self.output), lock_beside(self.database_path), *ends
+
+    @property
     def folders(self) -> tuple[str, ...]:
         """The folders of this machine that results go to."""
         places = (self.lake, self.enriched, self.dead_letters)
@@ -255,6 +274,11 @@ class ActivityConfig:
             raise ValueError(
                 f"{used[0]} needs --kafka_bootstrap_servers=HOST:PORT, or the variable "
                 "KAFKA_BOOTSTRAP_SERVERS"
+            )
+        if "@" in (self.kafka.bootstrap_servers or ""):  # and not shown: it may be a password
+            raise ValueError(
+                "--kafka_bootstrap_servers is HOST:PORT,... without a user or password; they "
+                "are given in --kafka_config_file"
             )
         for flag in ("enriched", "dead_letters"):
             place = getattr(self, flag)

@@ -2,18 +2,19 @@
 
 Shows every copy that was stored, the verdict on it, and the rows of the tables that the
 event counts in. From the lake, and the tables where `--database` names them. Exit codes: 0;
-1 the event isn't in the lake, or the database can't be read; 2 misuse.
+1 the event isn't in the lake, or lake or database can't be read; 2 misuse, or a missing extra;
+130 Ctrl-C.
 """
 
 import argparse
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import duckdb
-import psycopg
 import pyarrow.dataset as ds
 
 from beam_pipelines.activity import Activity
@@ -25,6 +26,7 @@ from beam_pipelines.model.records import EVENT_TIME, FUTURE, LATE, ON_TIME, VERD
 from beam_pipelines.model.secret import MissingSecret, Secret
 from beam_pipelines.model.time_rule import SLACK_S, TimeRule
 from beam_pipelines.model.windows import WindowPolicy
+from beam_pipelines.terminal import printable, run_command, say, told
 
 Ask = Callable[..., list[tuple[Any, ...]]]
 
@@ -45,20 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         events = itertools.groupby(copies, lambda copy: copy["identity"])
         lines = [line for _, of_event in events for line in _told(list(of_event), flags, ask)]
     except FileNotFoundError as error:  # no files, or an open one was replaced meanwhile
-        print(
-            f"{error}. Is it the lake's folder, and is something in it? Ask again", file=sys.stderr
-        )
+        say(f"{error}. Is it the lake's folder, and is something in it? Ask again")
         return 1
     except (ValueError, MissingSecret) as error:
-        print(error, file=sys.stderr)
+        say(error)
         return 2
-    except (duckdb.Error, psycopg.Error) as error:
-        print(f"The database can't be read: {error}", file=sys.stderr)
+    except _UnreadableDatabase as error:
+        say(f"The database can't be read: {told(error)}")
         return 1
     if not copies:
-        print(_absent(flags), file=sys.stderr)
+        say(_absent(flags))
         return 1
-    print("\n".join(lines))
+    for line in lines:
+        print(printable(line))
     return 0
 
 
@@ -148,13 +149,43 @@ def _copies(flags: argparse.Namespace) -> list[dict[str, Any]]:
     )
 
 
+class _UnreadableDatabase(Exception):  # noqa: N818 (no fault of ours, so not an Error)
+    """A database that can't be opened or asked, and why."""
+
+
 def _database(url: str) -> Ask:
     if url.startswith(DUCKDB):
-        file = duckdb.connect(url.removeprefix(DUCKDB), read_only=True)
-        file.execute("SET TimeZone = 'UTC'")
-        return lambda sql, *values: file.execute(sql, values).fetchall()
-    server = psycopg.connect(Secret(url).resolve(), autocommit=True)
-    return lambda sql, *values: server.execute(sql.replace("?", "%s"), values).fetchall()
+        with _told_as_unreadable(duckdb.Error):
+            file = duckdb.connect(url.removeprefix(DUCKDB), read_only=True)
+            file.execute("SET TimeZone = 'UTC'")
+        return _asking(duckdb.Error, lambda sql, values: file.execute(sql, values).fetchall())
+    secret = Secret(url)
+    import psycopg  # only here: who asks a file needs no driver
+
+    from beam_pipelines.io.postgres import open_postgres
+
+    with _told_as_unreadable(psycopg.Error):
+        server = open_postgres(secret)
+    return _asking(
+        psycopg.Error,
+        lambda sql, values: server.execute(sql.replace("?", "%s"), values).fetchall(),
+    )
+
+
+def _asking(errors: type[Exception], execute: Callable[..., list[tuple[Any, ...]]]) -> Ask:
+    def ask(sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        with _told_as_unreadable(errors):
+            return execute(sql, values)
+
+    return ask
+
+
+@contextmanager
+def _told_as_unreadable(errors: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except errors as error:
+        raise _UnreadableDatabase(str(error)) from error
 
 
 def _absent(flags: argparse.Namespace) -> str:
@@ -187,6 +218,7 @@ def _span(start: datetime, end: datetime) -> str:
 
 
 def _aligned(*rows: tuple[str, ...]) -> Iterator[str]:
+    rows = tuple(tuple(map(printable, row)) for row in rows)  # as wide as they are shown
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip()
@@ -220,4 +252,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

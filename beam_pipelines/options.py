@@ -78,6 +78,14 @@ class ActivityOptions(PipelineOptions):
             help="What makes two records one event; auto: the event_id, without one the "
             "payload, in access logs the coordinates (default: auto).",
         )
+        group.add_argument(
+            "--max_invalid",
+            type=float,
+            default=0.5,
+            metavar="SHARE",
+            help="Share of the records, from 0 to 1, that may be invalid; a run over input that "
+            "ends exits 1 where more are, or where none is accepted (default: 0.5).",
+        )
 
         group = parser.add_argument_group("output")
         group.add_argument(
@@ -262,6 +270,7 @@ def _config(flags: argparse.Namespace) -> ActivityConfig:
         shards=_shards(flags),
         demo_events=flags.demo_events,
         seed=flags.seed,
+        max_invalid=flags.max_invalid,
         overwrite=flags.overwrite,
         in_process=_runs_in_process(flags.runner),
     )

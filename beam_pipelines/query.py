@@ -1,10 +1,14 @@
 """Ask the results of a run: python -m beam_pipelines.query DATABASE SQL."""
 
+import io
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import duckdb
+
+from beam_pipelines.terminal import printable, run_command, say
 
 USAGE = 'python -m beam_pipelines.query out/activity.duckdb "SELECT …"'
 
@@ -17,19 +21,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     path, sql = arguments
     if not Path(path).is_file():
-        print(f"{path} does not exist; a run makes it: make demo", file=sys.stderr)
+        say(f"{path} is no file; a run makes it: make demo")
         return 2
     try:
         with duckdb.connect(path, read_only=True) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             relation = connection.sql(sql)
             if relation is not None:
-                relation.show(max_rows=50, max_width=160)
+                with redirect_stdout(io.StringIO()) as shown:  # it lets C1 and bidi through
+                    relation.show(max_rows=50, max_width=160)
+                print(printable(shown.getvalue(), keep="\n"), end="")
     except duckdb.Error as error:
-        print(error, file=sys.stderr)
+        print(printable(error, keep="\n"), file=sys.stderr)
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

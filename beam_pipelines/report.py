@@ -1,5 +1,6 @@
 """What a finished run shows in the terminal."""
 
+import glob
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 import duckdb
 
 from beam_pipelines.config import ActivityConfig
+from beam_pipelines.terminal import printable
 
 _BAR_CHARACTERS = 40
 _LINES = 12
+_TEXT_CHARACTERS = 80
 
 
 def show(config: ActivityConfig, summary: Mapping[str, Any]) -> None:
@@ -18,7 +21,7 @@ def show(config: ActivityConfig, summary: Mapping[str, Any]) -> None:
     with duckdb.connect(config.database_path, read_only=True) as database:
         database.execute("SET TimeZone = 'UTC'")
         for line in _lines(config, summary, database):
-            print(line)
+            print(printable(line))
 
 
 def _lines(
@@ -47,11 +50,12 @@ def _lines(
     yield f"lake          {config.lake}   (in the database: the view events)"
     yield f"enriched      {config.enriched}"
     yield f"dead letters  {config.dead_letters}"
+    yield ""
     sql = "SELECT page_url, sum(views) AS views FROM page_view_counts GROUP BY 1 ORDER BY 2 DESC"
     if Path(config.database_path) == Path("out/activity.duckdb"):
-        yield f'\n  make query SQL="{sql} LIMIT 5"'
+        yield f'  make query SQL="{sql} LIMIT 5"'
     else:
-        yield f'\n  python -m beam_pipelines.query {config.database_path} "{sql} LIMIT 5"'
+        yield f'  python -m beam_pipelines.query {config.database_path} "{sql} LIMIT 5"'
 
 
 def _titled(title: str, lines: Sequence[str]) -> Iterator[str]:
@@ -66,7 +70,7 @@ def _top_pages(database: duckdb.DuckDBPyConnection) -> list[str]:
         "SELECT page_url, sum(views)::BIGINT FROM page_view_counts "
         "GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 5"
     ).fetchall()
-    return [f"{views:>10,}  {_printable(page)}" for page, views in rows]
+    return [f"{views:>10,}  {page[:_TEXT_CHARACTERS]}" for page, views in rows]
 
 
 def _users(database: duckdb.DuckDBPyConnection) -> list[str]:
@@ -128,17 +132,13 @@ def _late_event(config: ActivityConfig, database: duckdb.DuckDBPyConnection) -> 
     """Tell what one late event changed: one that was new when it came, to a busy window."""
     if next(Path(config.lake).glob("**/*.parquet"), None) is None:
         return []
-    lake = f"{config.lake}/**/*.parquet".replace("'", "''")
+    lake = f"{glob.escape(config.lake)}/**/*.parquet".replace("'", "''")
     names = {"lake": lake, "window_s": config.window_s, "behind_s": config.time.out_of_orderness_s}
     row = database.execute(_LATE_VIEW.format(**names)).fetchone()
     if row is None:
         return []
     event, event_time, page, late_s, before = row
     return [
-        f"event {_printable(event)} came {late_s:.0f} s late: {_printable(page)} "
+        f"event {event[:_TEXT_CHARACTERS]} came {late_s:.0f} s late: {page[:_TEXT_CHARACTERS]} "
         f"{event_time:%H:%M} corrected from {before:,} to {before + 1:,}"
     ]
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "�" for c in text)[:80]

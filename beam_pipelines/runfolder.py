@@ -10,6 +10,8 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
+from beam_pipelines.io.publication import LOCK
+
 RUN = "run.json"
 SUMMARY = "summary.json"
 
@@ -127,14 +129,21 @@ def _sha256(identity: Mapping[str, Any]) -> str:
 
 
 def _holds_something(path: Path) -> bool:
-    return any(path.iterdir()) if path.is_dir() else path.exists()
+    if path.is_dir():
+        return any(child.name != LOCK for child in path.iterdir())
+    return path.exists()
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    """Remove a file, or a folder; one that this run holds locked stays, with its lock alone."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+    elif not (path / LOCK).exists():
         shutil.rmtree(path)
     else:
-        path.unlink(missing_ok=True)
+        for child in path.iterdir():
+            if child.name != LOCK:
+                _remove(child)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

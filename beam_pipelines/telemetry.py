@@ -48,7 +48,11 @@ class JsonFormatter(logging.Formatter):
         for name, value in vars(record).items():
             if name not in _STANDARD_FIELDS:
                 fields.setdefault(name, value)
-        return json.dumps(fields, ensure_ascii=False, default=str)
+        line = json.dumps(fields, ensure_ascii=False, default=str)
+        if line.isprintable():
+            return line
+        # Still JSON, and no terminal that shows it obeys what a record holds.
+        return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
 
 
 def configure_logging(level: int = logging.WARNING, stream: TextIO | None = None) -> None:

@@ -26,9 +26,11 @@ import duckdb
 import psycopg
 import pyarrow as pa
 
+from beam_pipelines.io.postgres import open_postgres
 from beam_pipelines.model.secret import MissingSecret, Secret
 from beam_pipelines.model.time_rule import SLACK_S
 from beam_pipelines.model.watermark import CLOCK_SKEW_US
+from beam_pipelines.terminal import run_command, say
 from scripts.job import JobError, Jobs
 from stack import Stack, StackError
 from tests.oracle.oracle import Oracle, Rules
@@ -68,13 +70,13 @@ class Settings:
     Args:
       topic: That it reads.
       bootstrap_servers: Of Kafka.
-      database: URL of Postgres; a secret.
+      database: Where the URL of Postgres is found.
       rules: How it judges and counts.
     """
 
     topic: str
     bootstrap_servers: str
-    database: str
+    database: Secret
     rules: Rules
 
 
@@ -97,7 +99,8 @@ def settings_of(flags: Mapping[str, str], environment: Mapping[str, str]) -> Set
             "compared: this takes one topic, judged by the broker's time"
         )
     try:
-        database = Secret(flags["database"]).resolve()
+        database = Secret(flags["database"])
+        database.resolve()
     except (MissingSecret, ValueError) as error:
         raise JobError(f"--database of the job: {error}") from error
     names = (name for name in Rules.__annotations__ if name.endswith("_s"))
@@ -232,14 +235,14 @@ def compare(settings: Settings, folder: Path) -> list[Compared]:
     ]
 
 
-def _rows(database: str, table: str, columns: Sequence[str]) -> pa.Table:
+def _rows(database: Secret, table: str, columns: Sequence[str]) -> pa.Table:
     """Read a table of Postgres; times become µs since 1970."""
     times = ("window_start", "window_end", "session_start", "session_end")
     chosen = ", ".join(
         f"(extract(epoch FROM {column}) * 1000000)::bigint" if column in times else column
         for column in columns
     )
-    with psycopg.connect(database) as connection:
+    with _connected(database) as connection:
         rows = connection.execute(f"SELECT {chosen} FROM {table}").fetchall()
     texts = ("page_url", "user_id", "ended_by")
     schema = pa.schema(
@@ -256,6 +259,13 @@ def _rows(database: str, table: str, columns: Sequence[str]) -> pa.Table:
         ]
     )
     return pa.table([[row[i] for row in rows] for i in range(len(columns))], schema=schema)
+
+
+def _connected(database: Secret) -> psycopg.Connection:
+    try:
+        return open_postgres(database)
+    except ValueError as error:
+        raise JobError(f"--database of the job: {error}") from error
 
 
 def _kill_a_worker(stack: Stack) -> int:
@@ -294,6 +304,7 @@ def run(jobs: Jobs, stack: Stack) -> int:
     job = jobs.one(None)
     flags = jobs.cluster.get(f"/jobs/{job}/config")["execution-config"]["user-config"]
     settings = settings_of(flags, os.environ)
+    _connected(settings.database).close()  # before something is broken
     before = jobs.checkpoints(job)["latest"]["completed"]
     if before is None:
         raise JobError(f"the job {job} has no checkpoint as yet")
@@ -340,12 +351,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return run(Jobs(f"http://{os.environ['FLINK_MASTER']}"), stack)
     except (JobError, StackError) as error:
-        print(error, file=sys.stderr)
+        say(error)
         return 2
     except (OSError, psycopg.OperationalError) as error:
-        print(f"a server does not answer: {error}", file=sys.stderr)
+        say(f"a server does not answer: {error}")
         return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -24,6 +24,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from beam_pipelines.flink import Cluster
+from beam_pipelines.terminal import printable, run_command, say
 
 SAVEPOINT_S = 600
 """Seconds that a savepoint may take."""
@@ -166,7 +167,7 @@ def _list(jobs: Jobs, flags: argparse.Namespace) -> None:
             line += f"  checkpoints {checkpoints['counts']['completed']}"
             if latest := checkpoints["latest"]["completed"]:
                 line += f", the last one {latest['state_size']:,} bytes"
-        print(line)
+        print(printable(line))
 
 
 def _stop(jobs: Jobs, flags: argparse.Namespace) -> None:
@@ -200,13 +201,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         flags.act(jobs, flags)
     except JobError as error:
-        print(error, file=sys.stderr)
+        say(error)
         return 1
     except HTTPError as error:
-        print(f"the Flink cluster at {jobs.cluster.url} refuses: {error}", file=sys.stderr)
+        say(f"the Flink cluster at {jobs.cluster.url} refuses: {error}")
         return 1
     except OSError as error:
-        print(f"no Flink cluster answers at {jobs.cluster.url}: {error}", file=sys.stderr)
+        say(f"no Flink cluster answers at {jobs.cluster.url}: {error}")
         return 1
     return 0
 
@@ -245,4 +246,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

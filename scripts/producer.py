@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import confluent_kafka
@@ -40,6 +41,7 @@ from beam_pipelines.demo.payloads import (
 from beam_pipelines.io.kafka.client import KafkaCluster, check_topics
 from beam_pipelines.io.kafka.sink import DEFAULTS, DELIVERY_S, REQUIRED
 from beam_pipelines.model.activity import CLICK, EVENT_TYPES, PAGE_VIEW, SESSION_END, SESSION_START
+from beam_pipelines.terminal import printable, run_command, say
 
 BLOCK_RECORDS = 10_000
 """Records generated at once."""
@@ -315,11 +317,27 @@ class Sender:
             )
 
 
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n")
+
+
+def _producer(cluster: KafkaCluster, on_failure: Callable[[KafkaError, Any], None]) -> Any:
+    room = {"queue.buffering.max.messages": 1_000_000, "queue.buffering.max.kbytes": 512 << 10}
+    return cluster.client(
+        lambda settings: confluent_kafka.Producer({**DEFAULTS, **settings}),
+        **REQUIRED,
+        **room,
+        on_delivery=on_failure,
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Send; returns the exit code."""
     # By force: Beam has configured logging when it was imported.
-    line = {"format": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
-    logging.basicConfig(level=logging.INFO, force=True, **line)
+    lines = logging.StreamHandler()
+    lines.setFormatter(_Printable("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, force=True, handlers=[lines])
     flags = _parser().parse_args(argv)
     seed = secrets.randbits(32) if flags.seed is None else flags.seed
     try:
@@ -328,20 +346,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         shape = {name: getattr(flags, name) for name in names}
         Traffic(0, seed=seed, **shape).block(0)  # checks what was asked for, and warms up
         check_topics(cluster, [flags.topic])
+        traffic = Traffic(time.time_ns() // 1000, seed=seed, **shape)
+        total = None if flags.duration_s is None else round(flags.rate * flags.duration_s)
+        sender = Sender(traffic, flags.topic, partial(_producer, cluster), total)
     except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
+        say(error)
         return 2
-    room = {"queue.buffering.max.messages": 1_000_000, "queue.buffering.max.kbytes": 512 << 10}
-    traffic = Traffic(time.time_ns() // 1000, seed=seed, **shape)
-    total = None if flags.duration_s is None else round(flags.rate * flags.duration_s)
-    sender = Sender(
-        traffic,
-        flags.topic,
-        lambda on_failure: confluent_kafka.Producer(
-            {**DEFAULTS, **cluster.settings(**REQUIRED, **room, on_delivery=on_failure)}
-        ),
-        total,
-    )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sender.stop.set())
     _LOGGER.info(f"{flags.rate:g} events/s to {flags.topic}, --seed={seed}")
@@ -380,4 +390,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -19,7 +19,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import confluent_kafka
-import psycopg
 import pyarrow.dataset as ds
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -35,12 +34,13 @@ from beam_pipelines.io.cassandra.cluster import (
 )
 from beam_pipelines.io.kafka.client import KafkaCluster, creates, topic_partitions
 from beam_pipelines.io.lake import lake_files, open_lake
-from beam_pipelines.io.postgres import check_postgres
+from beam_pipelines.io.postgres import check_postgres, open_postgres
 from beam_pipelines.io.publication import on_object_store
 from beam_pipelines.model.activity import PAGE_VIEW, SESSION_END, TABLES
 from beam_pipelines.model.secret import MissingSecret, Secret
 from beam_pipelines.model.time_rule import SLACK_S, TimeRule
 from beam_pipelines.model.watermark import CLOCK_SKEW_US
+from beam_pipelines.terminal import printable, run_command, say
 
 POLL_S = 0.5
 """Seconds between two looks at a sink."""
@@ -110,12 +110,12 @@ class Report:
 
     def passed(self, name: str, found: str) -> None:
         """Print that a check passed."""
-        self.say(f"pass  {name}: {found}")
+        self.say(printable(f"pass  {name}: {found}"))
 
     def fail(self, name: str, found: str, remedy: str) -> None:
         """Print that a check failed."""
         self.failed.append(name)
-        self.say(f"FAIL  {name}: {found}\n      → {remedy}")
+        self.say(printable(f"FAIL  {name}: {found}") + printable(f"\n      → {remedy}", keep="\n"))
 
     def run(self, check: Check) -> bool:
         """Look once; returns whether it passed."""
@@ -226,7 +226,7 @@ def job_checks(flink: Cluster) -> list[Check]:
 
 def brokers(kafka: KafkaCluster) -> str:
     """Describe a cluster; raises KafkaException where none answers."""
-    found = AdminClient(kafka.settings()).list_topics(timeout=10).brokers
+    found = kafka.client(AdminClient).list_topics(timeout=10).brokers
     return f"{len(found)} brokers, {kafka.bootstrap_servers}"
 
 
@@ -368,7 +368,7 @@ def session_due(at: datetime, out_of_orderness_s: int, allowed_lateness_s: int) 
 def send(kafka: KafkaCluster, topic: str, mark: Mark) -> str:
     """Send a mark; raises ConnectionError where the brokers don't take it."""
     failures: list[Any] = []
-    producer = confluent_kafka.Producer(kafka.settings(acks="all"))
+    producer = kafka.client(confluent_kafka.Producer, acks="all")
     for record in mark.records:
         producer.produce(
             topic,
@@ -387,7 +387,7 @@ class Tail:
 
     def __init__(self, kafka: KafkaCluster, topic: str) -> None:
         settings = {"group.id": "verify", "enable.auto.commit": False}
-        self._consumer = Consumer(kafka.settings(**settings))
+        self._consumer = kafka.client(Consumer, **settings)
         partitions = topic_partitions(kafka, [topic])[topic].partitions
         ends = [
             self._consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=20)[1]
@@ -484,7 +484,7 @@ def in_lake(folder: str, mark: Mark) -> str | None:
 
 def asked(database: Secret, sql: str, values: tuple[Any, ...]) -> str | None:
     """Return the value of the first row; None: there is no row."""
-    with psycopg.connect(database.resolve(), autocommit=True, connect_timeout=10) as connection:
+    with open_postgres(database) as connection:
         row = connection.execute(sql, values).fetchone()
     return None if row is None else str(row[0])
 
@@ -507,7 +507,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         places = places_of(flags)
     except (ValueError, MissingSecret) as error:
-        print(error, file=sys.stderr)
+        say(error)
         return 2
     report = Report()
     checks = platform_checks(places)
@@ -636,4 +636,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

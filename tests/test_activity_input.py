@@ -344,7 +344,7 @@ GARBAGE = [b"\x00\xff\xfe", b"{}", b"[1]", b"NaN", b"", b'{"event_time":"x"}', b
 
 def test_a_file_of_garbage_gives_dead_letters_and_empty_tables(tmp_path):
     source, out = written(tmp_path / "a", GARBAGE), tmp_path / "out"
-    assert main([f"--input={source}", f"--output={out}", "--format=ndjson"]) == 0
+    assert main([f"--input={source}", f"--output={out}", "--format=ndjson"]) == 1
     assert [letter["payload"] for letter in dead_letters(out)] == GARBAGE
     assert [letter["reason"] for letter in dead_letters(out)] == [
         "bad_text",

@@ -167,8 +167,8 @@ def test_postgres_is_asked_through_its_secret(out, capsys, monkeypatch):
             asked.append((sql, len(values)))
             return duckdb.execute("SELECT 42 WHERE ?", ["page_view_counts" in sql])
 
-    def connect(url, autocommit):
-        assert (url, autocommit) == ("postgresql://localhost/activity", True)
+    def connect(autocommit, host, dbname, **settings):
+        assert (autocommit, host, dbname) == (True, "localhost", "activity")
         return Server()
 
     monkeypatch.setattr(psycopg, "connect", connect)

@@ -53,6 +53,7 @@ def test_without_flags_the_demo_runs_in_process_into_out():
         shards=8,
         demo_events=200_000,
         seed=1,
+        max_invalid=0.5,
         overwrite=False,
         in_process=True,
     )
@@ -67,6 +68,7 @@ def test_every_flag_reaches_the_config():
         *("--future_tolerance_s=3", "--window_s=4", "--users_window_s=6", "--users_period_s=5"),
         *("--session_gap_s=7", "--early_firing_s=8", "--dedupe=payload", "--as_of", "9"),
         *("--shards=12", "--demo_events=10", "--seed=11", "--overwrite"),
+        "--max_invalid=0.1",
     )
     assert config == ActivityConfig(
         input="logs/*.gz",
@@ -90,6 +92,7 @@ def test_every_flag_reaches_the_config():
         shards=12,
         demo_events=10,
         seed=11,
+        max_invalid=0.1,
         overwrite=True,
         in_process=True,
     )
@@ -149,6 +152,8 @@ def test_any_other_as_of_is_misuse(capsys, as_of):
         (["--shards=129"], "--shards is from 1 to 128, got 129"),
         (["--session_gap_s=-1"], "--session_gap_s must be positive, got -1"),
         (["--demo_events=0"], "--demo_events must be positive, got 0"),
+        (["--max_invalid=1.1"], "--max_invalid is a share from 0 to 1, got 1.1"),
+        (["--max_invalid=nan"], "--max_invalid is a share from 0 to 1, got nan"),
         (["--seed=-1"], "--seed must not be negative, got -1"),
         (["--allowed_lateness_s=-1"], "allowed_lateness_s must not be negative, got -1"),
         (["--window_s=a"], "argument --window_s: invalid int value: 'a'"),
@@ -332,7 +337,7 @@ def test_the_help_of_every_flag_of_ours_names_its_default(capsys):
     with pytest.raises(SystemExit):
         parse(["--help"])
     ours = capsys.readouterr().out.split("\ninput:\n")[1].split("\nBeam: ")[0]
-    assert ours.count("  --") == ours.count("(default:") == 34
+    assert ours.count("  --") == ours.count("(default:") == 35
 
 
 CLUSTER = (

@@ -9,6 +9,8 @@ import pytest
 
 from beam_pipelines import query
 from beam_pipelines.activity import main
+from tests.runs import event, lines_of, written
+from tests.runs import query as query_of
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +74,21 @@ def test_the_demo_gives_the_result_that_the_readme_promises(tmp_path, capsys):
     assert f"result {summary['result_sha256']}" in readme
     verdicts = capsys.readouterr().out.split("Top pages")[0].strip("\n")
     assert verdicts in readme
+
+
+@pytest.mark.parametrize("name", ["out[1]", "out{1}", "out'1", "out*"])
+def test_a_folder_of_any_name_shows_its_own_lake_and_no_siblings(name, tmp_path, capsys):
+    assert main([f"--output={tmp_path / 'out1'}", "--demo_events=20000", "--seed=3"]) == 0
+    assert "A late event" in capsys.readouterr().out
+
+    events = written(tmp_path / "in.ndjson", lines_of([event(0)]))
+    flags = [f"--input={events}", f"--output={tmp_path / name}"]
+    assert main(flags) == 0
+    shown = capsys.readouterr().out
+    assert "A late event" not in shown  # files are complete; the sibling's came late
+    assert query_of(tmp_path / name, "SELECT count(*) FROM events") == [(1,)]
+
+
+def test_a_late_event_is_told_from_a_folder_with_brackets(tmp_path, capsys):
+    assert main([f"--output={tmp_path / 'out[1]'}", "--demo_events=20000", "--seed=3"]) == 0
+    assert "A late event\n  event " in capsys.readouterr().out

@@ -187,7 +187,7 @@ class PostgresTable:
             copy.write(encoded)
 
     def _connect(self) -> psycopg.Connection:
-        connection = psycopg.connect(autocommit=True, **_parameters(self._database))
+        connection = open_postgres(self._database)
         try:
             connection.execute(_SESSION)
             _require_table(connection, self.table, self._place)
@@ -205,6 +205,20 @@ class PostgresTable:
         return True
 
 
+def open_postgres(database: Secret) -> psycopg.Connection:
+    """Connect to the database that a secret names; each statement commits by itself.
+
+    The only way to a connection: it parses the URL strictly, so that no part of a password
+    is taken for a host or a parameter, which errors would show.
+
+    Raises:
+      MissingSecret: there is no such secret here.
+      ValueError: it is no URL of a Postgres database; the message doesn't show it.
+      psycopg.Error: the database can't be reached, or refuses.
+    """
+    return psycopg.connect(autocommit=True, **_parameters(database))
+
+
 def check_postgres(database: Secret, tables: Sequence[Table]) -> None:
     """Connect once and compare the tables with what is there, before a run begins.
 
@@ -213,10 +227,9 @@ def check_postgres(database: Secret, tables: Sequence[Table]) -> None:
       ValueError: it is no URL of a Postgres database.
       RuntimeError: the database can't be reached, or a table is missing or differs.
     """
-    parameters = _parameters(database)
-    place = _place(parameters)
+    place = _place(_parameters(database))
     try:
-        with psycopg.connect(**parameters) as connection:
+        with open_postgres(database) as connection:
             for table in tables:
                 _require_table(connection, table, place)
     except psycopg.Error as error:

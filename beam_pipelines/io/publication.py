@@ -20,6 +20,9 @@ from pyarrow import fs
 
 OBJECT_STORES = ("s3://", "gs://")
 
+LOCK = ".run.lock"
+"""Name of the file that a run holds locked in a folder it writes to; no result."""
+
 _SCRATCH = "_tmp"
 
 
@@ -76,7 +79,7 @@ def listed(folder: str | os.PathLike[str], below: str = "") -> list[str]:
     start = f"{root}/{below}" if below else root
     found = store.get_file_info(fs.FileSelector(start, allow_not_found=True, recursive=True))
     names = [info.path[len(root) + 1 :] for info in found if info.type == fs.FileType.File]
-    return sorted(name for name in names if not name.startswith(f"{_SCRATCH}/"))
+    return sorted(name for name in names if name != LOCK and not name.startswith(f"{_SCRATCH}/"))
 
 
 def remove(folder: str | os.PathLike[str], name: str) -> None:
@@ -100,12 +103,33 @@ def on_object_store(folder: str | os.PathLike[str]) -> bool:
     return str(folder).startswith(OBJECT_STORES)
 
 
+def require_no_credentials(folder: str | os.PathLike[str]) -> None:
+    """Refuse a URI that holds credentials: whatever fails later would show it.
+
+    Raises:
+      ValueError: it does; the message doesn't show it.
+    """
+    if not on_object_store(folder):
+        return
+    place, _, query = str(folder).partition("://")[2].partition("?")
+    if re.search("[@:]", place.partition("/")[0]) or re.search(
+        "key|secret|passw|token", query, re.I
+    ):
+        raise ValueError(
+            "the URI of a folder on an object store holds credentials (and isn't shown): leave "
+            "them to the workers' environment or role, such as AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
+        )
+
+
 def filesystem(folder: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
     """Return the filesystem of a folder, and the folder's path there.
 
     Raises:
-      ValueError: the folder is a URI of something else, or none that pyarrow understands.
+      ValueError: the folder is a URI of something else, none that pyarrow understands, or
+        one with credentials in it.
     """
+    require_no_credentials(folder)
     if not on_object_store(folder):
         if re.match(r"[a-z][a-z0-9+.-]*://", str(folder)):
             raise ValueError(f"{folder} is neither a local path nor {' or '.join(OBJECT_STORES)}…")

@@ -4,6 +4,7 @@ import itertools
 import duckdb
 import pytest
 
+from beam_pipelines.model.secret import Secret
 from scripts.job import JobError
 from tests.oracle.oracle import Rules
 
@@ -111,7 +112,7 @@ def tables(monkeypatch):
 def test_the_settings_are_those_of_the_running_job(tables, flags, environment, servers):
     settings = breaking.settings_of({**FLAGS, **flags}, environment)
     assert (settings.topic, settings.bootstrap_servers) == ("clicks", servers)
-    assert settings.database == "postgresql://u:p@host/db"
+    assert settings.database == Secret("env:TABLES")
     assert settings.rules == Rules(
         as_of_us=0,
         out_of_orderness_s=3,

@@ -52,7 +52,15 @@ class OnceInAWhile(logging.Filter):
         return True
 
 
+def _without_values(record: logging.LogRecord) -> bool:
+    """Take the values of settings out of a message: one may be a password in a wrong place."""
+    record.msg = re.sub(r"set to `.*?`", "set to a value", record.getMessage(), flags=re.DOTALL)
+    record.args = None
+    return True
+
+
 _LIBRDKAFKA = logging.getLogger(f"{__name__}.librdkafka")
+_LIBRDKAFKA.addFilter(_without_values)
 _LIBRDKAFKA.addFilter(OnceInAWhile())
 
 
