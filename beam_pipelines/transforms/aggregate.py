@@ -20,8 +20,8 @@ from beam_pipelines.kernels import hyperloglog
 from beam_pipelines.kernels.columns import divided, hashes_of, micros, shards_of, timestamps
 from beam_pipelines.kernels.counts import counts_per_slice, summed
 from beam_pipelines.kernels.key_groups import shard_labels
-from beam_pipelines.model.batches import BatchCoder, BatchOf, Rows, concatenated, schema_of
-from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
+from beam_pipelines.model.batches import BatchCoder, BatchOf, Rows, concatenated, lateness_of
+from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP, timed_schema_of
 from beam_pipelines.model.windows import WindowPolicy
 from beam_pipelines.transforms.gather import SHARDS, GatheringFn, require_global_window
 
@@ -44,7 +44,7 @@ class CountPerWindow(beam.PTransform):
     with a lower bound of its on-time event times.
     Output: batches (window_start, window_end, `by`, `into`), one per shard, window and
     firing; a value is always in the same shard, so a row has the whole count. A late row
-    within the allowance fires its windows again with the full count.
+    fires its windows again with the full count.
 
     Args:
       by: Column to count by: strings, or values that have a string form.
@@ -53,8 +53,8 @@ class CountPerWindow(beam.PTransform):
       shards: Parts that a window's values are divided into.
 
     Raises:
-      ValueError: a column is missing, the batches were windowed before, or the windows
-        are sessions.
+      ValueError: a column is missing, the windows are sessions, or the batches were
+        windowed before, or are unbounded and nobody has judged their lateness.
     """
 
     by: str
@@ -66,8 +66,9 @@ class CountPerWindow(beam.PTransform):
         _require_slices(self.window, "CountPerWindow")
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        value_type = _plain_type(schema_of(batches, EVENT_TIME, self.by).field(self.by).type)
+        value_type = _plain_type(timed_schema_of(batches, self.by).field(self.by).type)
         require_global_window(batches, "CountPerWindow")
+        lateness_s = lateness_of(batches, "CountPerWindow")
         partial = pa.schema([("value", value_type), pa.field("count", pa.int64(), nullable=False)])
         rows = _windowed_schema(
             pa.field(self.by, value_type, nullable=False),
@@ -80,7 +81,7 @@ class CountPerWindow(beam.PTransform):
             >> beam.ParDo(_CountFn(self.by, self.window, self.shards, partial)).with_output_types(
                 keyed
             )
-            | "Window" >> _into(self.window.closings(), batches)
+            | "Window" >> _into(self.window.closings(), batches, lateness_s)
             | "Merge counts"
             >> beam.CombinePerKey(MergeBatches(partial, summed)).with_output_types(keyed)
             | "Counts to rows"
@@ -111,8 +112,9 @@ class CountDistinctPerWindow(beam.PTransform):
       shards: Parts that a slice's values are divided into.
 
     Raises:
-      ValueError: a column is missing, the batches were windowed before, or the windows
-        are sessions or discard what fired.
+      ValueError: a column is missing, the windows are sessions or discard what fired, or
+        the batches were windowed before, or are unbounded and nobody has judged their
+        lateness.
     """
 
     of: str
@@ -126,8 +128,9 @@ class CountDistinctPerWindow(beam.PTransform):
             raise ValueError("distinct counts of discarding windows can't be put together")
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        schema_of(batches, EVENT_TIME, self.of)
+        timed_schema_of(batches, self.of)
         require_global_window(batches, "CountDistinctPerWindow")
+        lateness_s = lateness_of(batches, "CountDistinctPerWindow")
         rows = _windowed_schema(pa.field(self.into, pa.int64(), nullable=False))
         keyed = _keyed(_SKETCH)
         return (
@@ -137,11 +140,12 @@ class CountDistinctPerWindow(beam.PTransform):
                 keyed
             )
             # What a slice fires is merged in its windows: it need not be fired again.
-            | "Slice" >> _into(replace(self.window.slices(), accumulating=False), batches)
+            | "Slice"
+            >> _into(replace(self.window.slices(), accumulating=False), batches, lateness_s)
             | "Merge slices"
             >> beam.CombinePerKey(MergeBatches(_SKETCH, _merged_sketches)).with_output_types(keyed)
             | "To windows" >> beam.FlatMap(_to_windows, self.window).with_output_types(keyed)
-            | "Window" >> _into(self.window.closings(), batches, of_slices=True)
+            | "Window" >> _into(self.window.closings(), batches, lateness_s, of_slices=True)
             | "Merge windows"
             >> beam.CombinePerKey(MergeBatches(_SKETCH, _merged_sketches)).with_output_types(keyed)
             | "Estimate"
@@ -342,7 +346,7 @@ def _estimate_columns(merged: pa.RecordBatch) -> list[pa.Array]:
 
 
 def _into(
-    window: WindowPolicy, batches: beam.PCollection, of_slices: bool = False
+    window: WindowPolicy, batches: beam.PCollection, lateness_s: int, of_slices: bool = False
 ) -> beam.WindowInto:
     """Window partials that are keyed by the end of their window.
 
@@ -351,7 +355,7 @@ def _into(
     """
     if batches.is_bounded:
         return beam.WindowInto(GlobalWindows())
-    return window.into(of_slices=of_slices)
+    return window.into(lateness_s=lateness_s, of_slices=of_slices)
 
 
 def _earliest_per_slice(times: np.ndarray, slice_us: int) -> dict[int, int]:

@@ -12,8 +12,8 @@ from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines.kernels.columns import hashes_of, micros
 from beam_pipelines.kernels.sessions import SESSION_ROWS, SessionRule, first_names, scan
-from beam_pipelines.model.batches import BatchOf, schema_of, values_of
-from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
+from beam_pipelines.model.batches import BatchOf, lateness_of, values_of
+from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP, timed_schema_of
 from beam_pipelines.telemetry import Counter
 from beam_pipelines.transforms.fold import MINUTE_US, Folded, FoldFn
 from beam_pipelines.transforms.gather import SHARDS, GatheringFn, by_shard, require_global_window
@@ -28,7 +28,7 @@ class Sessionize(beam.PTransform):
     A session ends when `gap_s` pass without a row, at an end marker, or where a start
     marker begins the next one; `kernels.sessions.SessionRule` has the whole rule. Each
     session is emitted once, when the watermark is past all that could change it: exact
-    for any order of arrival within the allowed lateness.
+    for any order of arrival within the lateness that the batches' hint carries.
 
     Input: batches with `event_time`, strings `by` and, if named, `marker`; in the global
     window.
@@ -43,12 +43,11 @@ class Sessionize(beam.PTransform):
       start: Its value that opens a session, or None.
       end: Its value that closes one, or None.
       counts: Output column → value of `marker` counted in it.
-      allowed_lateness_s: Seconds behind the watermark that a row still counts.
       shards: Parts that the keys are divided into.
 
     Raises:
       ValueError: a column or value is missing, the gap isn't positive, or the batches
-        were windowed.
+        were windowed, or are unbounded and nobody has judged their lateness.
     """
 
     by: str
@@ -57,7 +56,6 @@ class Sessionize(beam.PTransform):
     start: str | None = None
     end: str | None = None
     counts: Mapping[str, str] = field(default_factory=dict)
-    allowed_lateness_s: int = 120
     shards: int = SHARDS
 
     def __post_init__(self) -> None:
@@ -68,7 +66,7 @@ class Sessionize(beam.PTransform):
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
         columns = (EVENT_TIME, self.by, *((self.marker,) if self.marker else ()))
-        schema = schema_of(batches, *columns)
+        schema = timed_schema_of(batches, *columns)
         require_global_window(batches, "Sessionize")
         step = SessionStep(self.by, self._rule(schema))
         return (
@@ -79,7 +77,7 @@ class Sessionize(beam.PTransform):
             )
             | "Fold sessions"
             >> beam.ParDo(
-                FoldFn(step, self.allowed_lateness_s, batches.is_bounded)
+                FoldFn(step, lateness_of(batches, "Sessionize"), batches.is_bounded)
             ).with_output_types(BatchOf(step.output_schema))
         )
 

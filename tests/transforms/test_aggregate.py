@@ -139,8 +139,8 @@ def test_a_distinct_count_fires_early_with_its_slices():
 
 
 def test_a_row_too_late_for_one_sliding_window_still_counts_in_the_next():
-    policy = WindowPolicy.sliding(120, 60, allowed_lateness_s=0)
-    stream = BatchStream(VISITS).add(*visits(10)).watermark(60 + 61).add(*visits(30))
+    policy = WindowPolicy.sliding(120, 60)
+    stream = BatchStream(VISITS, lateness_s=0).add(*visits(10)).watermark(60 + 61).add(*visits(30))
     assert panes(stream, CountPerWindow("page", policy)) == [
         ("ON_TIME", (-60, 60, "/", 1)),
         ("ON_TIME", (0, 120, "/", 1)),
@@ -204,7 +204,7 @@ def test_batches_that_were_windowed_are_refused():
     batches = (
         beam.Pipeline()
         | beam.Create([]).with_output_types(BatchOf(VISITS))
-        | WindowPolicy.fixed(60).into()
+        | WindowPolicy.fixed(60).into(lateness_s=120)
     )
     with pytest.raises(ValueError, match="CountPerWindow takes batches in the global window"):
         batches | CountPerWindow("page")
