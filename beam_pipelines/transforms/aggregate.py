@@ -43,7 +43,8 @@ class CountPerWindow(beam.PTransform):
     Input: batches with `event_time` and column `by`, in the global window, each stamped
     with a lower bound of its on-time event times.
     Output: batches (window_start, window_end, `by`, `into`), one per shard, window and
-    firing; a value is always in the same shard, so a row has the whole count. A late row
+    firing; a value is always in the same shard, so a row has the whole count. Null is a
+    value like any other, and the output's `by` may be null where the input's may. A late row
     fires its windows again with the full count.
 
     Args:
@@ -66,12 +67,13 @@ class CountPerWindow(beam.PTransform):
         _require_slices(self.window, "CountPerWindow")
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        value_type = _plain_type(timed_schema_of(batches, self.by).field(self.by).type)
+        by = timed_schema_of(batches, self.by).field(self.by)
+        value_type = _plain_type(by.type)
         require_global_window(batches, "CountPerWindow")
         lateness_s = lateness_of(batches, "CountPerWindow")
         partial = pa.schema([("value", value_type), pa.field("count", pa.int64(), nullable=False)])
         rows = _windowed_schema(
-            pa.field(self.by, value_type, nullable=False),
+            pa.field(self.by, value_type, nullable=by.nullable),
             pa.field(self.into, pa.int64(), nullable=False),
         )
         keyed = _keyed(partial)
@@ -97,7 +99,8 @@ class CountDistinctPerWindow(beam.PTransform):
 
     The estimate has a standard error of 1.6 % (`kernels.hyperloglog` gives the rule; the
     hash is `kernels.hashing.hash_strings`). It depends on the set of values alone, not on
-    their order or division, and never falls from one firing of a window to the next.
+    their order or division, and never falls from one firing of a window to the next. Null
+    is no value, as in SQL's COUNT(DISTINCT): a window with nothing else has no row.
 
     Input: batches with `event_time` and column `of`, in the global window, each stamped
     with a lower bound of its on-time event times.
@@ -268,9 +271,12 @@ class _CountFn(_PartialsFn):
 
 class _SketchFn(_PartialsFn):
     def partials(self, rows: pa.RecordBatch, slices: np.ndarray) -> Any:
+        if rows[self.column].null_count:
+            known = rows[self.column].is_valid()
+            rows, slices = rows.filter(known), slices[known.to_numpy(zero_copy_only=False)]
         hashes = hashes_of(rows[self.column])
         shards = shards_of(hashes, self.shards).astype(np.int64)
-        low = int(slices.min())
+        low = int(slices.min()) if len(slices) else 0
         group, register, rank = hyperloglog.sketches((slices - low) * self.shards + shards, hashes)
         sketch = pa.RecordBatch.from_arrays([pa.array(register), pa.array(rank)], schema=_SKETCH)
         return group // self.shards + low, group % self.shards, sketch

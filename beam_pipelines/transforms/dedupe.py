@@ -61,7 +61,8 @@ class Deduplicate(beam.PTransform):
 
     Args:
       by: Column that, with the event time, identifies a row; a uint64 column is taken as
-        the hash itself. Rows in which it is null share one identity per event time.
+        the hash itself. Rows in which it is null share one identity per event time (with
+        the empty text's): give each row an id, or the others are counted as duplicates.
       shards: Parts that the ids are divided into.
 
     Raises:
@@ -92,9 +93,14 @@ class Deduplicate(beam.PTransform):
 
 
 def _identities(rows: pa.RecordBatch, by: str) -> np.ndarray:
-    if pa.types.is_uint64(rows.schema.field(by).type):
-        return hashes_of(rows[by])
-    return hash_with(hashes_of(rows[by]), micros(rows[EVENT_TIME]))
+    column = rows[by]
+    if not pa.types.is_uint64(column.type):
+        return hash_with(hashes_of(column), micros(rows[EVENT_TIME]))
+    if not column.null_count:
+        return hashes_of(column)
+    unknown = hash_with(np.zeros(len(rows), np.uint64), micros(rows[EVENT_TIME]))
+    is_null = column.is_null().to_numpy(zero_copy_only=False)
+    return np.where(is_null, unknown, hashes_of(column))
 
 
 class _ByIdentityFn(GatheringFn):

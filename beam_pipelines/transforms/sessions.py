@@ -19,6 +19,7 @@ from beam_pipelines.transforms.fold import MINUTE_US, Folded, FoldFn
 from beam_pipelines.transforms.gather import SHARDS, GatheringFn, by_shard, require_global_window
 
 _SECOND_US = 1_000_000
+_NO_MARKER = -2  # no value's code, nor the one of an open session
 
 
 @dataclass
@@ -30,8 +31,8 @@ class Sessionize(beam.PTransform):
     session is emitted once, when the watermark is past all that could change it: exact
     for any order of arrival within the lateness that the batches' hint carries.
 
-    Input: batches with `event_time`, strings `by` and, if named, `marker`; in the global
-    window.
+    Input: batches with `event_time`, strings `by` that are never null and, if named,
+    `marker`, in which null marks nothing; in the global window.
     Output: batches (`by`, session_start, session_end, duration_s, a count per entry of
     `counts`, ended_by). `ended_by` is the value of `end`, or `timeout`. (by,
     session_start) is unique.
@@ -46,8 +47,8 @@ class Sessionize(beam.PTransform):
       shards: Parts that the keys are divided into.
 
     Raises:
-      ValueError: a column or value is missing, the gap isn't positive, or the batches
-        were windowed, or are unbounded and nobody has judged their lateness.
+      ValueError: a column or value is missing, `by` may be null, the gap isn't positive, or
+        the batches were windowed, or are unbounded and nobody has judged their lateness.
     """
 
     by: str
@@ -67,6 +68,11 @@ class Sessionize(beam.PTransform):
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
         columns = (EVENT_TIME, self.by, *((self.marker,) if self.marker else ()))
         schema = timed_schema_of(batches, *columns)
+        if schema.field(self.by).nullable:
+            raise ValueError(
+                f"{self.by} may be null, and rows of nobody make no session; declare the column "
+                "with nullable=False"
+            )
         require_global_window(batches, "Sessionize")
         step = SessionStep(self.by, self._rule(schema))
         return (
@@ -107,7 +113,9 @@ class _ByKeyFn(GatheringFn):
     def work(self, rows: pa.RecordBatch, earliest: Timestamp) -> Iterator:
         names = rows.column(1)
         keys = hashes_of(names)
-        kinds = rows.column(2).indices if rows.num_columns > 2 else np.zeros(len(rows), np.int8)
+        kinds: Any = np.zeros(len(rows), np.int8)
+        if rows.num_columns > 2:
+            kinds = rows.column(2).indices.fill_null(_NO_MARKER)
         minutes = micros(rows[EVENT_TIME]) // MINUTE_US
         reduced = pa.RecordBatch.from_arrays(
             [
