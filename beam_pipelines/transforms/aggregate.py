@@ -222,9 +222,9 @@ class _PartialsFn(GatheringFn):
     """Sends partials per shard and slice to the windows of the slice, keyed (shard, end).
 
     The end is in the key because a runner's work per key may grow with the square of its
-    windows. A partial is stamped with its earliest row, within the window's closing
-    period: on-time rows are no earlier than their batch's own timestamp; a late row's
-    partial is behind the watermark, as it should be, and fires a late pane.
+    windows. A partial is stamped with the start of its window's closing period. The stamp
+    only chooses the period (`WindowPolicy.closings`): whether a pane is late, and when a
+    period is given up, follows from the period's end, and so does the pane's own stamp.
     """
 
     def __init__(self, column: str, window: WindowPolicy, shards: int) -> None:
@@ -236,18 +236,15 @@ class _PartialsFn(GatheringFn):
     def work(self, rows: pa.RecordBatch, earliest: Timestamp) -> Iterator:
         times = micros(rows[EVENT_TIME])
         slice_s = self.window.slice_s
-        lows = _earliest_per_slice(times, slice_s * _SECOND_US)
-        first = min(lows)
-        slices, shards, partials = self.partials(rows, times // (slice_s * _SECOND_US))
+        slices = times // (slice_s * _SECOND_US)
+        first = int(slices.min())
+        slices, shards, partials = self.partials(rows, slices)
         keys = (slices - first) * self.shards + shards.astype(np.int64)
         for key, partial in divided(partials, keys):
             slice_index, shard = divmod(key, self.shards)
-            slice_index += first
-            low = lows[slice_index]
-            for end_s in self.window.ends_of(slice_index * slice_s):
-                closing = (end_s - self.window.period_s) * _SECOND_US
+            for end_s in self.window.ends_of((slice_index + first) * slice_s):
                 label = shard_labels(self.shards, end_s)[shard]
-                yield ((label, end_s), partial), Timestamp(micros=max(low, closing))
+                yield ((label, end_s), partial), Timestamp(end_s - self.window.period_s)
 
     @abstractmethod
     def partials(
@@ -362,16 +359,6 @@ def _into(
     if batches.is_bounded:
         return beam.WindowInto(GlobalWindows())
     return window.into(lateness_s=lateness_s, of_slices=of_slices)
-
-
-def _earliest_per_slice(times: np.ndarray, slice_us: int) -> dict[int, int]:
-    """Return slice index → earliest time in it (µs)."""
-    slices = times // slice_us
-    order = np.argsort(times)
-    first = np.ones(len(order), bool)
-    in_order = slices[order]
-    np.not_equal(in_order[1:], in_order[:-1], out=first[1:])
-    return dict(zip(in_order[first].tolist(), times[order][first].tolist(), strict=True))
 
 
 def _plain_type(data_type: pa.DataType) -> pa.DataType:
