@@ -118,14 +118,14 @@ def flattened_with_less(batches):
 
 
 PATHS = {
-    "fixed windows": counted,
-    "sliding windows": lambda b: counted(b, WindowPolicy.sliding(120, 40)),
-    "discarding windows": lambda b: counted(b, WindowPolicy.fixed(60, accumulating=False)),
-    "early firings": lambda b: counted(b, WindowPolicy.fixed(60, early_s=10)),
+    "fixed-windows": counted,
+    "sliding-windows": lambda b: counted(b, WindowPolicy.sliding(120, 40)),
+    "discarding-windows": lambda b: counted(b, WindowPolicy.fixed(60, accumulating=False)),
+    "early-firings": lambda b: counted(b, WindowPolicy.fixed(60, early_s=10)),
     "sessions": lambda b: ids(b | Sessionize("id", gap_s=60)),
-    "row by row": lambda b: counted(row_by_row(b)),
+    "row-by-row": lambda b: counted(row_by_row(b)),
     "flattened": lambda b: counted(flattened_with_less(b) | Deduplicate("id")),
-    "windows by hand": by_hand,
+    "windows-by-hand": by_hand,
 }
 
 
