@@ -101,23 +101,16 @@ class Activity:
         """Return the stage that lets each event pass once."""
         if self.dedupe == "none":
             return AcceptAll()
-        return Deduplicate("identity", self.time.allowed_lateness_s, self.key_shards)
+        return Deduplicate("identity", self.key_shards)
 
     def views_window(self) -> WindowPolicy:
         """Return the windows of the page views."""
-        return WindowPolicy.fixed(
-            self.window_s,
-            allowed_lateness_s=self.time.allowed_lateness_s,
-            early_s=self.early_firing_s,
-        )
+        return WindowPolicy.fixed(self.window_s, early_s=self.early_firing_s)
 
     def users_window(self) -> WindowPolicy:
         """Return the windows of the active users."""
         return WindowPolicy.sliding(
-            self.users_window_s,
-            self.users_period_s,
-            allowed_lateness_s=self.time.allowed_lateness_s,
-            early_s=self.early_firing_s,
+            self.users_window_s, self.users_period_s, early_s=self.early_firing_s
         )
 
 
@@ -145,7 +138,6 @@ def build(pipeline: beam.Pipeline, read: beam.PTransform, activity: Activity, si
         start=SESSION_START,
         end=SESSION_END,
         counts={"page_views": PAGE_VIEW, "clicks": CLICK},
-        allowed_lateness_s=activity.time.allowed_lateness_s,
         shards=activity.key_shards,
     )
     counts | "Store page views" >> sinks.write_table(PAGE_VIEW_COUNTS)

@@ -29,11 +29,18 @@ class BatchStream:
 
     Times are in seconds; a batch is stamped with the earliest of its on-time rows, as a
     source would: the later one of its earliest row and the watermark.
+
+    Args:
+      schema: Columns of the batches.
+      lateness_s: Seconds behind the watermark that a stage before is said to allow, as
+        `ClassifyLateness` does; None: nobody has judged the rows.
     """
 
-    def __init__(self, schema: pa.Schema) -> None:
+    def __init__(self, schema: pa.Schema, lateness_s: int | None = 120) -> None:
         self.schema = schema
-        self.stream = TestStream(coder=BatchCoder(schema)).with_output_types(BatchOf(schema))
+        self.stream = TestStream(coder=BatchCoder(schema)).with_output_types(
+            BatchOf(schema, lateness_s)
+        )
         self._watermark_s: float = 0
         self.stream.advance_watermark_to(0)
 

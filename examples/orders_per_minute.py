@@ -9,10 +9,10 @@ from beam_pipelines.transforms import Batch, CountPerWindow, Deduplicate, Unbatc
 TIME, TEXT = pa.timestamp("us", tz="UTC"), pa.string()
 ORDERS = pa.schema([("event_time", TIME), ("order_id", TEXT), ("shop", TEXT)])
 ROWS = [
-    {"event_time": 1_000_000, "order_id": "a1", "shop": "Porto"},
-    {"event_time": 1_000_000, "order_id": "a1", "shop": "Porto"},  # sent twice
-    {"event_time": 59_000_000, "order_id": "a2", "shop": "Porto"},
-    {"event_time": 61_000_000, "order_id": "a3", "shop": "Lyon"},
+    {"event_time": "2026-01-05T09:00:01Z", "order_id": "a1", "shop": "Porto"},
+    {"event_time": "2026-01-05T09:00:01Z", "order_id": "a1", "shop": "Porto"},  # sent twice
+    {"event_time": "2026-01-05T09:00:59Z", "order_id": "a2", "shop": "Porto"},
+    {"event_time": "2026-01-05T09:01:01Z", "order_id": "a3", "shop": "Lyon"},
 ]
 
 with beam.Pipeline(runner=FnApiRunner()) as pipeline:

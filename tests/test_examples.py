@@ -13,8 +13,8 @@ def test_the_example_of_the_readme_counts_each_order_once():
         check=True,
     )
     assert sorted(ran.stdout.splitlines()) == [
-        "1970-01-01 00:00:00+00:00 Porto 2",
-        "1970-01-01 00:01:00+00:00 Lyon 1",
+        "2026-01-05 09:00:00+00:00 Porto 2",
+        "2026-01-05 09:01:00+00:00 Lyon 1",
     ]
 
 

@@ -2,7 +2,9 @@
 
 A PCollection's element is a `pyarrow.RecordBatch` of one schema, declared by the
 PCollection's type hint `BatchOf(schema)`. The hint picks `BatchCoder(schema)`, so no
-batch is ever pickled, and it tells the next transform which columns it may name.
+batch is ever pickled, and it tells the next transform which columns it may name. Where a
+stage has judged the rows by their lateness, the hint carries the lateness it allows:
+windows and state downstream keep open for just that long.
 """
 
 import hashlib
@@ -122,10 +124,22 @@ class BatchCoder(coders.Coder):
 
 
 class BatchOf(typehints.TypeConstraint):
-    """Type hint of a PCollection whose elements are batches of this schema."""
+    """Type hint of a PCollection whose elements are batches of this schema.
 
-    def __init__(self, schema: pa.Schema) -> None:
+    Args:
+      schema: Columns of the batches.
+      lateness_s: Seconds behind the watermark that a row is at most, as a stage that routes
+        older ones aside promises (`ClassifyLateness`); None: nobody has judged the rows.
+        Hints that differ in it alone are consistent, and not equal.
+    """
+
+    def __init__(self, schema: pa.Schema, lateness_s: int | None = None) -> None:
         self.schema = schema
+        self.lateness_s = lateness_s
+
+    def of(self, schema: pa.Schema) -> "BatchOf":
+        """Return the hint of the same rows with other columns."""
+        return BatchOf(schema, self.lateness_s)
 
     def _consistent_with_check_(self, sub: object) -> bool:
         return isinstance(sub, BatchOf) and self.schema.equals(sub.schema)
@@ -137,19 +151,97 @@ class BatchOf(typehints.TypeConstraint):
             )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, BatchOf) and self.schema.equals(other.schema, check_metadata=True)
+        return (
+            isinstance(other, BatchOf)
+            and self.lateness_s == other.lateness_s
+            and self.schema.equals(other.schema, check_metadata=True)
+        )
 
     def __hash__(self) -> int:
         return int.from_bytes(hashlib.sha256(self.schema.to_string().encode()).digest()[:8])
 
     def __repr__(self) -> str:
-        return f"BatchOf({', '.join(self.schema.names)})"
+        late = "" if self.lateness_s is None else f"; lateness_s={self.lateness_s}"
+        return f"BatchOf({', '.join(self.schema.names)}{late})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BatchOf, (self.schema,)
+        return BatchOf, (self.schema, self.lateness_s)
+
+
+class _CoderOfUnions:
+    """Chooses the coder that all members of a union share, for Beam's registry.
+
+    A Flatten of hints that differ in their lateness yields a union of them, which Beam
+    would pickle. Unions of other types are left to Beam.
+    """
+
+    @staticmethod
+    def from_type_hint(hint: Any, registry: Any) -> coders.Coder:
+        if not isinstance(hint, typehints.UnionConstraint):
+            raise ValueError(f"{hint} is no union")
+        first, *others = (registry.get_coder(member) for member in hint.inner_types())
+        if any(other != first for other in others):
+            raise ValueError(f"the members of {hint} have several coders")
+        return first
 
 
 coders.registry.register_coder(BatchOf, BatchCoder)
+coders.registry.register_fallback_coder(_CoderOfUnions)
+
+
+def hint_of(batches: beam.PCollection) -> BatchOf:
+    """Return the hint of a PCollection of batches.
+
+    A Flatten's rows are as late as the latest of its inputs', and judged if all are.
+
+    Raises:
+      TypeError: its elements are not declared as batches, or not all of one schema.
+    """
+    hint = batches.element_type
+    if isinstance(hint, BatchOf):
+        return hint
+    members = list(hint.inner_types()) if isinstance(hint, typehints.UnionConstraint) else []
+    if not members or not all(isinstance(member, BatchOf) for member in members):
+        raise TypeError(
+            f"expected a PCollection of batches, got elements of type {hint}; "
+            "make batches with Batch(schema), or declare them with_output_types(BatchOf(schema))"
+        )
+    schema = members[0].schema
+    for member in members:
+        if not member.schema.equals(schema, check_metadata=True):
+            raise TypeError(
+                "the batches that were flattened have several schemas: "
+                f"{schema.to_string()} and {member.schema.to_string()}"
+            )
+    allowed = [member.lateness_s for member in members]
+    return BatchOf(schema, None if None in allowed else max(allowed))
+
+
+def lateness_of(batches: beam.PCollection, what: str) -> int:
+    """Return how many seconds behind the watermark a row of a PCollection is at most.
+
+    Args:
+      batches: A PCollection of batches.
+      what: The transform that must know, for messages.
+
+    Returns:
+      What the stage that judged the rows allows; 0 for bounded input, where nothing is late.
+
+    Raises:
+      TypeError: its elements are not declared as batches.
+      ValueError: it is unbounded, and nobody has judged its rows.
+    """
+    lateness_s = hint_of(batches).lateness_s
+    if batches.is_bounded:
+        return 0
+    if lateness_s is None:
+        raise ValueError(
+            f"{what} takes unbounded input only where rows that are too late were routed "
+            "aside before, as the runner would drop them unseen: "
+            "Batch(…, append_time=COLUMN), then ClassifyLateness(TimeRule(…)).usable. After "
+            "it, declare outputs of your own with_output_types(batches.element_type)"
+        )
+    return lateness_s
 
 
 def schema_of(batches: beam.PCollection, *columns: str) -> pa.Schema:
@@ -159,14 +251,9 @@ def schema_of(batches: beam.PCollection, *columns: str) -> pa.Schema:
       TypeError: its elements are not declared as batches.
       ValueError: a column is missing.
     """
-    hint = batches.element_type
-    if not isinstance(hint, BatchOf):
-        raise TypeError(
-            f"expected a PCollection of batches, got elements of type {hint}; "
-            "make batches with Batch(schema), or declare them with_output_types(BatchOf(schema))"
-        )
-    require_columns(hint.schema, *columns)
-    return hint.schema
+    schema = hint_of(batches).schema
+    require_columns(schema, *columns)
+    return schema
 
 
 def require_columns(schema: pa.Schema, *columns: str) -> None:

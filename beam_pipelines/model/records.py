@@ -8,9 +8,10 @@ The stages add columns to the columns that a pipeline declares for its rows:
     dedupe    the declared columns and identity    (offset, append_time, verdict end here)
 """
 
+import apache_beam as beam
 import pyarrow as pa
 
-from beam_pipelines.model.batches import one_of
+from beam_pipelines.model.batches import one_of, require_columns, schema_of
 
 EVENT_TIME = "event_time"
 """The column every row has: when it happened, in µs since 1970, UTC, years 1 to 9999."""
@@ -61,6 +62,43 @@ DEAD_LETTERS = pa.schema(
         pa.field("seconds_late", pa.float64()),
     ]
 )
+
+
+_APPEND_TIME_KEY = b"append_time"
+
+
+def with_append_time(schema: pa.Schema, column: str) -> pa.Schema:
+    """Mark the column that holds when a row was stored: `ClassifyLateness` judges by it.
+
+    Raises:
+      ValueError: there is no such column, or it is no time.
+    """
+    require_columns(schema, column)
+    field = schema.field(column)
+    if field.type != TIMESTAMP:
+        raise ValueError(f"{column} must be {TIMESTAMP}, it is {field.type}")
+    marked = field.with_metadata({**(field.metadata or {}), _APPEND_TIME_KEY: b""})
+    return schema.set(schema.get_field_index(column), marked)
+
+
+def append_time_of(schema: pa.Schema) -> str | None:
+    """Return the column that is marked as the time a row was stored, or None."""
+    marked = (field.name for field in schema if _APPEND_TIME_KEY in (field.metadata or {}))
+    return next(marked, None)
+
+
+def timed_schema_of(batches: beam.PCollection, *columns: str) -> pa.Schema:
+    """Return the schema of a PCollection of batches that has these columns and EVENT_TIME.
+
+    Raises:
+      TypeError: its elements are not declared as batches.
+      ValueError: a column is missing, or EVENT_TIME isn't in µs.
+    """
+    schema = schema_of(batches, EVENT_TIME, *columns)
+    found = schema.field(EVENT_TIME).type
+    if not pa.types.is_timestamp(found) or found.unit != "us":
+        raise ValueError(f"{EVENT_TIME} must be {TIMESTAMP}, it is {found}")
+    return schema
 
 
 def declared_names(schema: pa.Schema) -> list[str]:

@@ -23,7 +23,8 @@ class Table:
       merge: Merge per column; the columns not named are replaced.
 
     Raises:
-      ValueError: a key or merged column is not in the schema, or a merge is unknown.
+      ValueError: a key or merged column is not in the schema, a key column may be null, or a
+        merge is unknown.
     """
 
     name: str
@@ -35,6 +36,12 @@ class Table:
         for column in (*self.key, *self.merge):
             if column not in self.schema.names:
                 raise ValueError(f"table {self.name}: no column {column!r}")
+        for column in self.key:
+            if self.schema.field(column).nullable:
+                raise ValueError(
+                    f"table {self.name}: key column {column!r} may be null; declare it with "
+                    "nullable=False"
+                )
         for column, merge in self.merge.items():
             if merge not in MERGES:
                 raise ValueError(f"table {self.name}: {column} merges by {merge!r}, not {MERGES}")

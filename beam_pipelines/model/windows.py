@@ -12,14 +12,13 @@ from beam_pipelines.model.time_rule import SLACK_S
 
 @dataclass(frozen=True)
 class WindowPolicy:
-    """Event-time windows, when they fire, and how long they wait for late rows.
+    """Event-time windows, and when they fire.
 
     Make one with `fixed`, `sliding` or `session`. A window fires when the watermark
-    passes its end, and again for late rows within `allowed_lateness_s`. With `early_s` it
-    fires that often (processing time) while it is open, and no more often for late rows;
-    without, for every batch of late rows. Beam is told an allowed lateness `SLACK_S`
-    longer, so that it never drops rows by itself: route what is too late aside before
-    (`ClassifyLateness`).
+    passes its end, and again for late rows. With `early_s` it fires that often (processing
+    time) while it is open, and no more often for late rows; without, for every batch of
+    late rows. How late rows may be is no part of the policy: the stage that judged them
+    says so (`ClassifyLateness`), and transforms read it from the batches' type hint.
 
     Beam doesn't hand lateness, triggers and accumulation down to a second WindowInto
     (its default lateness is 0, and late rows vanish there): transforms repeat the policy.
@@ -28,7 +27,6 @@ class WindowPolicy:
       kind: `fixed`, `sliding` or `session`.
       size_s: Length of a window, or the gap of a session, in seconds.
       period_s: Seconds between the starts of two sliding windows.
-      allowed_lateness_s: Seconds behind the watermark that a row still counts.
       early_s: Seconds of processing time between early firings; None: none.
       accumulating: Whether every firing carries all of the window so far (True), or only
         what came since the one before. Tables that keep the greatest value need True.
@@ -41,7 +39,6 @@ class WindowPolicy:
     kind: str
     size_s: int
     period_s: int
-    allowed_lateness_s: int = 120
     early_s: int | None = None
     accumulating: bool = True
     offset_s: int = 0
@@ -53,8 +50,6 @@ class WindowPolicy:
             raise ValueError(f"windows need positive lengths, got {self.size_s}, {self.period_s}")
         if self.period_s > self.size_s:
             raise ValueError(f"period {self.period_s} s leaves holes between {self.size_s} s")
-        if self.allowed_lateness_s < 0:
-            raise ValueError(f"allowed lateness must not be negative: {self.allowed_lateness_s}")
         if self.early_s is not None and self.early_s <= 0:
             raise ValueError(f"early firings need a positive period, got {self.early_s} s")
 
@@ -63,12 +58,11 @@ class WindowPolicy:
         cls,
         size_s: int,
         *,
-        allowed_lateness_s: int = 120,
         early_s: int | None = None,
         accumulating: bool = True,
     ) -> "WindowPolicy":
         """Windows of one length, side by side, aligned to 1970."""
-        return cls("fixed", size_s, size_s, allowed_lateness_s, early_s, accumulating)
+        return cls("fixed", size_s, size_s, early_s, accumulating)
 
     @classmethod
     def sliding(
@@ -76,24 +70,22 @@ class WindowPolicy:
         size_s: int,
         period_s: int,
         *,
-        allowed_lateness_s: int = 120,
         early_s: int | None = None,
         accumulating: bool = True,
     ) -> "WindowPolicy":
         """Windows of `size_s`, one starting every `period_s`."""
-        return cls("sliding", size_s, period_s, allowed_lateness_s, early_s, accumulating)
+        return cls("sliding", size_s, period_s, early_s, accumulating)
 
     @classmethod
     def session(
         cls,
         gap_s: int,
         *,
-        allowed_lateness_s: int = 120,
         early_s: int | None = None,
         accumulating: bool = True,
     ) -> "WindowPolicy":
         """Beam's merging windows per key, for `into()`; for exact, fast ones: `Sessionize`."""
-        return cls("session", gap_s, gap_s, allowed_lateness_s, early_s, accumulating)
+        return cls("session", gap_s, gap_s, early_s, accumulating)
 
     @property
     def slice_s(self) -> int:
@@ -101,7 +93,7 @@ class WindowPolicy:
         return math.gcd(self.size_s, self.period_s)
 
     def slices(self) -> "WindowPolicy":
-        """Return fixed windows of one slice, with the same lateness and firings."""
+        """Return fixed windows of one slice, with the same firings."""
         return replace(self, kind="fixed", size_s=self.slice_s, period_s=self.slice_s)
 
     def ends_of(self, slice_start_s: int) -> range:
@@ -127,14 +119,23 @@ class WindowPolicy:
             return SlidingWindows(self.size_s, self.period_s)
         return Sessions(self.size_s)
 
-    def into(self, *, of_slices: bool = False) -> beam.WindowInto:
+    def into(self, *, lateness_s: int, of_slices: bool = False) -> beam.WindowInto:
         """Return the WindowInto of this policy.
 
+        Beam is told `SLACK_S` more than `lateness_s`, so that it never drops rows by itself.
+
         Args:
+          lateness_s: Seconds behind the watermark that an element is at most: what the
+            stage that routes older ones aside allows (`TimeRule.allowed_lateness_s`).
           of_slices: For a second level, whose elements are the results of the policy's
             slices, which fire at their own pace: it fires for each of them, and is kept
             `SLACK_S` longer, as a slice fires once more when it is given up.
+
+        Raises:
+          ValueError: the lateness is negative.
         """
+        if lateness_s < 0:
+            raise ValueError(f"lateness_s must not be negative, got {lateness_s}")
         paced = (
             trigger.AfterCount(1)
             if of_slices or self.early_s is None
@@ -150,7 +151,7 @@ class WindowPolicy:
                 if self.accumulating
                 else trigger.AccumulationMode.DISCARDING
             ),
-            allowed_lateness=self.allowed_lateness_s + SLACK_S * (2 if of_slices else 1),
+            allowed_lateness=lateness_s + SLACK_S * (2 if of_slices else 1),
         )
 
 

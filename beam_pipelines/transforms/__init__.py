@@ -2,10 +2,11 @@
 
 `Batch` makes batches of dicts or Rows, `Unbatch` undoes it. Between them, in a global
 window: `Deduplicate`, `FilterRows`, `CountPerWindow`, `CountDistinctPerWindow`,
-`Sessionize`. Before them, for records as a source yields them: `Parse` and
-`ClassifyLateness`.
+`Sessionize`. Before them: `ClassifyLateness` by a `TimeRule`, and for records as a source
+yields them, `Parse`.
 """
 
+from beam_pipelines.model.time_rule import TimeRule
 from beam_pipelines.model.windows import WindowPolicy
 from beam_pipelines.transforms.aggregate import CountDistinctPerWindow, CountPerWindow
 from beam_pipelines.transforms.batching import Batch, Unbatch
@@ -25,6 +26,7 @@ __all__ = [
     "FilterRows",
     "Parse",
     "Sessionize",
+    "TimeRule",
     "Unbatch",
     "WindowPolicy",
 ]

@@ -20,8 +20,8 @@ from beam_pipelines.kernels import hyperloglog
 from beam_pipelines.kernels.columns import divided, hashes_of, micros, shards_of, timestamps
 from beam_pipelines.kernels.counts import counts_per_slice, summed
 from beam_pipelines.kernels.key_groups import shard_labels
-from beam_pipelines.model.batches import BatchCoder, BatchOf, Rows, concatenated, schema_of
-from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
+from beam_pipelines.model.batches import BatchCoder, BatchOf, Rows, concatenated, lateness_of
+from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP, timed_schema_of
 from beam_pipelines.model.windows import WindowPolicy
 from beam_pipelines.transforms.gather import SHARDS, GatheringFn, require_global_window
 
@@ -43,8 +43,9 @@ class CountPerWindow(beam.PTransform):
     Input: batches with `event_time` and column `by`, in the global window, each stamped
     with a lower bound of its on-time event times.
     Output: batches (window_start, window_end, `by`, `into`), one per shard, window and
-    firing; a value is always in the same shard, so a row has the whole count. A late row
-    within the allowance fires its windows again with the full count.
+    firing; a value is always in the same shard, so a row has the whole count. Null is a
+    value like any other, and the output's `by` may be null where the input's may. A late row
+    fires its windows again with the full count.
 
     Args:
       by: Column to count by: strings, or values that have a string form.
@@ -53,8 +54,8 @@ class CountPerWindow(beam.PTransform):
       shards: Parts that a window's values are divided into.
 
     Raises:
-      ValueError: a column is missing, the batches were windowed before, or the windows
-        are sessions.
+      ValueError: a column is missing, the windows are sessions, or the batches were
+        windowed before, or are unbounded and nobody has judged their lateness.
     """
 
     by: str
@@ -66,11 +67,13 @@ class CountPerWindow(beam.PTransform):
         _require_slices(self.window, "CountPerWindow")
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        value_type = _plain_type(schema_of(batches, EVENT_TIME, self.by).field(self.by).type)
+        by = timed_schema_of(batches, self.by).field(self.by)
+        value_type = _plain_type(by.type)
         require_global_window(batches, "CountPerWindow")
+        lateness_s = lateness_of(batches, "CountPerWindow")
         partial = pa.schema([("value", value_type), pa.field("count", pa.int64(), nullable=False)])
         rows = _windowed_schema(
-            pa.field(self.by, value_type, nullable=False),
+            pa.field(self.by, value_type, nullable=by.nullable),
             pa.field(self.into, pa.int64(), nullable=False),
         )
         keyed = _keyed(partial)
@@ -80,7 +83,7 @@ class CountPerWindow(beam.PTransform):
             >> beam.ParDo(_CountFn(self.by, self.window, self.shards, partial)).with_output_types(
                 keyed
             )
-            | "Window" >> _into(self.window.closings(), batches)
+            | "Window" >> _into(self.window.closings(), batches, lateness_s)
             | "Merge counts"
             >> beam.CombinePerKey(MergeBatches(partial, summed)).with_output_types(keyed)
             | "Counts to rows"
@@ -96,7 +99,8 @@ class CountDistinctPerWindow(beam.PTransform):
 
     The estimate has a standard error of 1.6 % (`kernels.hyperloglog` gives the rule; the
     hash is `kernels.hashing.hash_strings`). It depends on the set of values alone, not on
-    their order or division, and never falls from one firing of a window to the next.
+    their order or division, and never falls from one firing of a window to the next. Null
+    is no value, as in SQL's COUNT(DISTINCT): a window with nothing else has no row.
 
     Input: batches with `event_time` and column `of`, in the global window, each stamped
     with a lower bound of its on-time event times.
@@ -111,8 +115,9 @@ class CountDistinctPerWindow(beam.PTransform):
       shards: Parts that a slice's values are divided into.
 
     Raises:
-      ValueError: a column is missing, the batches were windowed before, or the windows
-        are sessions or discard what fired.
+      ValueError: a column is missing, the windows are sessions or discard what fired, or
+        the batches were windowed before, or are unbounded and nobody has judged their
+        lateness.
     """
 
     of: str
@@ -126,8 +131,9 @@ class CountDistinctPerWindow(beam.PTransform):
             raise ValueError("distinct counts of discarding windows can't be put together")
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        schema_of(batches, EVENT_TIME, self.of)
+        timed_schema_of(batches, self.of)
         require_global_window(batches, "CountDistinctPerWindow")
+        lateness_s = lateness_of(batches, "CountDistinctPerWindow")
         rows = _windowed_schema(pa.field(self.into, pa.int64(), nullable=False))
         keyed = _keyed(_SKETCH)
         return (
@@ -137,11 +143,12 @@ class CountDistinctPerWindow(beam.PTransform):
                 keyed
             )
             # What a slice fires is merged in its windows: it need not be fired again.
-            | "Slice" >> _into(replace(self.window.slices(), accumulating=False), batches)
+            | "Slice"
+            >> _into(replace(self.window.slices(), accumulating=False), batches, lateness_s)
             | "Merge slices"
             >> beam.CombinePerKey(MergeBatches(_SKETCH, _merged_sketches)).with_output_types(keyed)
             | "To windows" >> beam.FlatMap(_to_windows, self.window).with_output_types(keyed)
-            | "Window" >> _into(self.window.closings(), batches, of_slices=True)
+            | "Window" >> _into(self.window.closings(), batches, lateness_s, of_slices=True)
             | "Merge windows"
             >> beam.CombinePerKey(MergeBatches(_SKETCH, _merged_sketches)).with_output_types(keyed)
             | "Estimate"
@@ -215,9 +222,9 @@ class _PartialsFn(GatheringFn):
     """Sends partials per shard and slice to the windows of the slice, keyed (shard, end).
 
     The end is in the key because a runner's work per key may grow with the square of its
-    windows. A partial is stamped with its earliest row, within the window's closing
-    period: on-time rows are no earlier than their batch's own timestamp; a late row's
-    partial is behind the watermark, as it should be, and fires a late pane.
+    windows. A partial is stamped with the start of its window's closing period. The stamp
+    only chooses the period (`WindowPolicy.closings`): whether a pane is late, and when a
+    period is given up, follows from the period's end, and so does the pane's own stamp.
     """
 
     def __init__(self, column: str, window: WindowPolicy, shards: int) -> None:
@@ -229,18 +236,15 @@ class _PartialsFn(GatheringFn):
     def work(self, rows: pa.RecordBatch, earliest: Timestamp) -> Iterator:
         times = micros(rows[EVENT_TIME])
         slice_s = self.window.slice_s
-        lows = _earliest_per_slice(times, slice_s * _SECOND_US)
-        first = min(lows)
-        slices, shards, partials = self.partials(rows, times // (slice_s * _SECOND_US))
+        slices = times // (slice_s * _SECOND_US)
+        first = int(slices.min())
+        slices, shards, partials = self.partials(rows, slices)
         keys = (slices - first) * self.shards + shards.astype(np.int64)
         for key, partial in divided(partials, keys):
             slice_index, shard = divmod(key, self.shards)
-            slice_index += first
-            low = lows[slice_index]
-            for end_s in self.window.ends_of(slice_index * slice_s):
-                closing = (end_s - self.window.period_s) * _SECOND_US
+            for end_s in self.window.ends_of((slice_index + first) * slice_s):
                 label = shard_labels(self.shards, end_s)[shard]
-                yield ((label, end_s), partial), Timestamp(micros=max(low, closing))
+                yield ((label, end_s), partial), Timestamp(end_s - self.window.period_s)
 
     @abstractmethod
     def partials(
@@ -264,9 +268,12 @@ class _CountFn(_PartialsFn):
 
 class _SketchFn(_PartialsFn):
     def partials(self, rows: pa.RecordBatch, slices: np.ndarray) -> Any:
+        if rows[self.column].null_count:
+            known = rows[self.column].is_valid()
+            rows, slices = rows.filter(known), slices[known.to_numpy(zero_copy_only=False)]
         hashes = hashes_of(rows[self.column])
         shards = shards_of(hashes, self.shards).astype(np.int64)
-        low = int(slices.min())
+        low = int(slices.min()) if len(slices) else 0
         group, register, rank = hyperloglog.sketches((slices - low) * self.shards + shards, hashes)
         sketch = pa.RecordBatch.from_arrays([pa.array(register), pa.array(rank)], schema=_SKETCH)
         return group // self.shards + low, group % self.shards, sketch
@@ -342,7 +349,7 @@ def _estimate_columns(merged: pa.RecordBatch) -> list[pa.Array]:
 
 
 def _into(
-    window: WindowPolicy, batches: beam.PCollection, of_slices: bool = False
+    window: WindowPolicy, batches: beam.PCollection, lateness_s: int, of_slices: bool = False
 ) -> beam.WindowInto:
     """Window partials that are keyed by the end of their window.
 
@@ -351,17 +358,7 @@ def _into(
     """
     if batches.is_bounded:
         return beam.WindowInto(GlobalWindows())
-    return window.into(of_slices=of_slices)
-
-
-def _earliest_per_slice(times: np.ndarray, slice_us: int) -> dict[int, int]:
-    """Return slice index → earliest time in it (µs)."""
-    slices = times // slice_us
-    order = np.argsort(times)
-    first = np.ones(len(order), bool)
-    in_order = slices[order]
-    np.not_equal(in_order[1:], in_order[:-1], out=first[1:])
-    return dict(zip(in_order[first].tolist(), times[order][first].tolist(), strict=True))
+    return window.into(lateness_s=lateness_s, of_slices=of_slices)
 
 
 def _plain_type(data_type: pa.DataType) -> pa.DataType:

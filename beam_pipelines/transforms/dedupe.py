@@ -24,8 +24,8 @@ from beam_pipelines.kernels.columns import divided, hashes_of, micros, shards_of
 from beam_pipelines.kernels.hashing import hash_with
 from beam_pipelines.kernels.key_groups import shard_labels
 from beam_pipelines.kernels.seen import SeenTable
-from beam_pipelines.model.batches import Rows, schema_of
-from beam_pipelines.model.records import EVENT_TIME
+from beam_pipelines.model.batches import Rows, hint_of, lateness_of
+from beam_pipelines.model.records import EVENT_TIME, timed_schema_of
 from beam_pipelines.model.time_rule import SLACK_S
 from beam_pipelines.telemetry import Counter
 from beam_pipelines.transforms.bags import taking_bags
@@ -52,8 +52,8 @@ class Deduplicate(beam.PTransform):
     equal `by` and equal `event_time`. Of rows that arrive together the first one stays.
 
     Exact while copies arrive within the allowance: on endless input the ids of a bucket
-    (`BUCKET_S` of event time) are kept until the watermark is `allowed_lateness_s` and
-    `SLACK_S` past its end. A later copy would have been too late for any table. On
+    (`BUCKET_S` of event time) are kept until the watermark is past its end by the lateness
+    that the batches' hint carries, and `SLACK_S`. A later copy was too late for any table. On
     bounded input all are kept until the end.
 
     Identities are compared by a 64-bit hash: of a billion rows within the horizon, two
@@ -61,22 +61,23 @@ class Deduplicate(beam.PTransform):
 
     Args:
       by: Column that, with the event time, identifies a row; a uint64 column is taken as
-        the hash itself. Rows in which it is null share one identity per event time.
-      allowed_lateness_s: Seconds behind the watermark that a row still counts.
+        the hash itself. Rows in which it is null share one identity per event time (with
+        the empty text's): give each row an id, or the others are counted as duplicates.
       shards: Parts that the ids are divided into.
 
     Raises:
-      ValueError: a column is missing, or the batches were windowed.
+      ValueError: a column is missing, the batches were windowed, or they are unbounded and
+        nobody has judged their lateness.
     """
 
     by: str
-    allowed_lateness_s: int = 120
     shards: int = SHARDS
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        schema = schema_of(batches, EVENT_TIME, self.by)
+        schema = timed_schema_of(batches, self.by)
         require_global_window(batches, "Deduplicate")
-        batch = batches.element_type
+        batch = hint_of(batches)
+        lateness_s = lateness_of(batches, "Deduplicate")
         keyed = typehints.Tuple[typehints.Tuple[int, int], batch]
         return (
             batches
@@ -86,15 +87,20 @@ class Deduplicate(beam.PTransform):
             ).with_output_types(keyed)
             | "First sights"
             >> beam.ParDo(
-                _FirstSightsFn(self.by, self.allowed_lateness_s, batches.is_bounded)
+                _FirstSightsFn(self.by, lateness_s, batches.is_bounded)
             ).with_output_types(batch)
         )
 
 
 def _identities(rows: pa.RecordBatch, by: str) -> np.ndarray:
-    if pa.types.is_uint64(rows.schema.field(by).type):
-        return hashes_of(rows[by])
-    return hash_with(hashes_of(rows[by]), micros(rows[EVENT_TIME]))
+    column = rows[by]
+    if not pa.types.is_uint64(column.type):
+        return hash_with(hashes_of(column), micros(rows[EVENT_TIME]))
+    if not column.null_count:
+        return hashes_of(column)
+    unknown = hash_with(np.zeros(len(rows), np.uint64), micros(rows[EVENT_TIME]))
+    is_null = column.is_null().to_numpy(zero_copy_only=False)
+    return np.where(is_null, unknown, hashes_of(column))
 
 
 class _ByIdentityFn(GatheringFn):
@@ -124,9 +130,9 @@ class _FirstSightsFn(beam.DoFn):
     TOKEN = ReadModifyWriteStateSpec("token", BytesCoder())
     FORGET = TimerSpec("forget", TimeDomain.WATERMARK)
 
-    def __init__(self, by: str, allowed_lateness_s: int, bounded: bool) -> None:
+    def __init__(self, by: str, lateness_s: int, bounded: bool) -> None:
         self.by = by
-        self.kept_s = allowed_lateness_s + SLACK_S
+        self.kept_s = lateness_s + SLACK_S
         self.bounded = bounded
         self.stage = f"dedupe-{uuid.uuid4()}"
         self.accepted = Counter("accepted")
@@ -193,7 +199,7 @@ class AcceptAll(beam.PTransform):
     """Let every row pass, and count it as accepted: for input without re-sends."""
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        return batches | "Accept" >> beam.ParDo(_AcceptFn()).with_output_types(batches.element_type)
+        return batches | "Accept" >> beam.ParDo(_AcceptFn()).with_output_types(hint_of(batches))
 
 
 class _AcceptFn(beam.DoFn):

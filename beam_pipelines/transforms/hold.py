@@ -15,7 +15,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines.kernels.columns import hashes_of
 from beam_pipelines.kernels.key_groups import shard_labels
-from beam_pipelines.model.batches import BatchCoder, Rows, concatenated, schema_of
+from beam_pipelines.model.batches import BatchCoder, BatchOf, Rows, concatenated, schema_of
 from beam_pipelines.transforms.bags import taking_bags
 from beam_pipelines.transforms.gather import by_shard, require_global_window
 from beam_pipelines.transforms.worker import tune_worker
@@ -35,7 +35,9 @@ class Hold(beam.PTransform):
     Input: batches with column `by`, in the global window.
     Output: batches of the same schema, the rows in no particular order. Rows with equal `by`
     are held in the same place, and so go on together; the places take turns, so that a sink
-    has one after the other to write.
+    has one after the other to write. The watermark may go on meanwhile, on runners that don't
+    hold it: nobody knows how late the rows are then, and windows, sessions and dedupe refuse
+    them.
 
     Args:
       by: Column whose hash decides where a row is held.
@@ -59,7 +61,7 @@ class Hold(beam.PTransform):
         require_global_window(batches, "Hold")
         if batches.is_bounded:
             return batches
-        batch = batches.element_type
+        batch = BatchOf(schema)
         return (
             batches
             | "By place"

@@ -6,7 +6,7 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_pipelines.model.batches import BatchOf, Rows, schema_of, values_of
+from beam_pipelines.model.batches import Rows, hint_of, schema_of, values_of
 
 
 @dataclass
@@ -37,7 +37,7 @@ class FilterRows(beam.PTransform):
         kept = pa.schema([schema.field(name) for name in names])
         return batches | "Filter" >> beam.FlatMap(
             _matching, self.column, self.equals, names
-        ).with_output_types(BatchOf(kept))
+        ).with_output_types(hint_of(batches).of(kept))
 
 
 def _matching(batch: Rows, column: str, value: str, names: list[str]) -> list[Rows]:

@@ -12,13 +12,14 @@ from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines.kernels.columns import hashes_of, micros
 from beam_pipelines.kernels.sessions import SESSION_ROWS, SessionRule, first_names, scan
-from beam_pipelines.model.batches import BatchOf, schema_of, values_of
-from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
+from beam_pipelines.model.batches import BatchOf, lateness_of, values_of
+from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP, timed_schema_of
 from beam_pipelines.telemetry import Counter
 from beam_pipelines.transforms.fold import MINUTE_US, Folded, FoldFn
 from beam_pipelines.transforms.gather import SHARDS, GatheringFn, by_shard, require_global_window
 
 _SECOND_US = 1_000_000
+_NO_MARKER = -2  # no value's code, nor the one of an open session
 
 
 @dataclass
@@ -28,10 +29,10 @@ class Sessionize(beam.PTransform):
     A session ends when `gap_s` pass without a row, at an end marker, or where a start
     marker begins the next one; `kernels.sessions.SessionRule` has the whole rule. Each
     session is emitted once, when the watermark is past all that could change it: exact
-    for any order of arrival within the allowed lateness.
+    for any order of arrival within the lateness that the batches' hint carries.
 
-    Input: batches with `event_time`, strings `by` and, if named, `marker`; in the global
-    window.
+    Input: batches with `event_time`, strings `by` that are never null and, if named,
+    `marker`, in which null marks nothing; in the global window.
     Output: batches (`by`, session_start, session_end, duration_s, a count per entry of
     `counts`, ended_by). `ended_by` is the value of `end`, or `timeout`. (by,
     session_start) is unique.
@@ -43,12 +44,11 @@ class Sessionize(beam.PTransform):
       start: Its value that opens a session, or None.
       end: Its value that closes one, or None.
       counts: Output column → value of `marker` counted in it.
-      allowed_lateness_s: Seconds behind the watermark that a row still counts.
       shards: Parts that the keys are divided into.
 
     Raises:
-      ValueError: a column or value is missing, the gap isn't positive, or the batches
-        were windowed.
+      ValueError: a column or value is missing, `by` may be null, the gap isn't positive, or
+        the batches were windowed, or are unbounded and nobody has judged their lateness.
     """
 
     by: str
@@ -57,7 +57,6 @@ class Sessionize(beam.PTransform):
     start: str | None = None
     end: str | None = None
     counts: Mapping[str, str] = field(default_factory=dict)
-    allowed_lateness_s: int = 120
     shards: int = SHARDS
 
     def __post_init__(self) -> None:
@@ -68,7 +67,12 @@ class Sessionize(beam.PTransform):
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
         columns = (EVENT_TIME, self.by, *((self.marker,) if self.marker else ()))
-        schema = schema_of(batches, *columns)
+        schema = timed_schema_of(batches, *columns)
+        if schema.field(self.by).nullable:
+            raise ValueError(
+                f"{self.by} may be null, and rows of nobody make no session; declare the column "
+                "with nullable=False"
+            )
         require_global_window(batches, "Sessionize")
         step = SessionStep(self.by, self._rule(schema))
         return (
@@ -79,7 +83,7 @@ class Sessionize(beam.PTransform):
             )
             | "Fold sessions"
             >> beam.ParDo(
-                FoldFn(step, self.allowed_lateness_s, batches.is_bounded)
+                FoldFn(step, lateness_of(batches, "Sessionize"), batches.is_bounded)
             ).with_output_types(BatchOf(step.output_schema))
         )
 
@@ -109,7 +113,9 @@ class _ByKeyFn(GatheringFn):
     def work(self, rows: pa.RecordBatch, earliest: Timestamp) -> Iterator:
         names = rows.column(1)
         keys = hashes_of(names)
-        kinds = rows.column(2).indices if rows.num_columns > 2 else np.zeros(len(rows), np.int8)
+        kinds: Any = np.zeros(len(rows), np.int8)
+        if rows.num_columns > 2:
+            kinds = rows.column(2).indices.fill_null(_NO_MARKER)
         minutes = micros(rows[EVENT_TIME]) // MINUTE_US
         reduced = pa.RecordBatch.from_arrays(
             [

@@ -549,7 +549,7 @@ def declared(schema, policy=None):
         | beam.Create([])
         | beam.Map(lambda batch: batch).with_output_types(BatchOf(schema))
     )
-    return rows if policy is None else rows | policy.into()
+    return rows if policy is None else rows | policy.into(lateness_s=0)
 
 
 def test_batches_of_other_columns_are_refused():

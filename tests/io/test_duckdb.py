@@ -70,7 +70,7 @@ class DuckDBSink(Sink):
         return [empty_batch(VIEWS.schema)] * 2
 
     def hint(self):
-        return BatchOf(VIEWS.schema)
+        return BatchOf(self.table.schema)
 
     def write(self):
         return WriteToDuckDB(self.table, str(self.path))
@@ -102,7 +102,7 @@ class TestContract(SinkContract):
 def write(path, *rows, table=VIEWS):
     sink = DuckDBSink(Path(path).parent, table)
     sink.path = path
-    return run(sink, [batch_of_rows(rows, VIEWS.schema)])
+    return run(sink, [batch_of_rows(rows, table.schema)])
 
 
 @pytest.fixture
@@ -125,9 +125,11 @@ def test_rows_of_one_key_are_merged_within_a_batch(path):
 
 
 def test_a_table_of_keys_only_ignores_repeats(path):
-    keys = Table("views", VIEWS.schema, key=tuple(VIEWS.schema.names))
-    write(path, view("/a", 5, "x"), view("/a", 5, "x"), table=keys)
-    write(path, view("/a", 5, "x"), table=keys)
+    names = ["window_start", "page"]
+    keys = Table("views", pa.schema([VIEWS.schema.field(name) for name in names]), tuple(names))
+    row = {name: view("/a", 5)[name] for name in names}
+    write(path, row, row, table=keys)
+    write(path, row, table=keys)
     assert select(path, "SELECT page FROM views") == [("/a",)]
 
 
@@ -227,7 +229,7 @@ def declared(schema, policy=None):
         | beam.Create([])
         | beam.Map(lambda batch: batch).with_output_types(BatchOf(schema))
     )
-    return rows if policy is None else rows | policy.into()
+    return rows if policy is None else rows | policy.into(lateness_s=0)
 
 
 def test_batches_of_other_columns_are_refused():
@@ -236,8 +238,16 @@ def test_batches_of_other_columns_are_refused():
         _ = declared(other) | WriteToDuckDB(VIEWS, "unused")
 
 
+def test_a_key_that_may_be_null_is_refused_when_the_pipeline_is_built():
+    maybe = VIEWS.schema.set(1, pa.field("page", pa.string()))
+    with pytest.raises(ValueError, match="key column 'page' may be null; declare it with nullable"):
+        Table("views", maybe, VIEWS.key, VIEWS.merge)
+    with pytest.raises(ValueError, match="table views takes columns"):  # which has it not null
+        _ = declared(maybe) | WriteToDuckDB(VIEWS, "unused")
+
+
 def test_column_types_without_a_counterpart_are_refused():
-    table = Table("t", pa.schema([pa.field("blob", pa.binary())]), ("blob",))
+    table = Table("t", pa.schema([pa.field("blob", pa.binary(), nullable=False)]), ("blob",))
     with pytest.raises(ValueError, match="column 'blob' of type binary"):
         _ = declared(table.schema) | WriteToDuckDB(table, "unused")
 

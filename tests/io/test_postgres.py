@@ -119,7 +119,7 @@ def test_a_key_too_long_for_an_index_is_shortened_to_a_text_of_its_own():
 
 
 def test_only_the_key_is_shortened_and_its_texts_share_the_room():
-    schema = pa.schema([pa.field(name, pa.string()) for name in ("a", "b", "rest")])
+    schema = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("a", "b", "rest")])
     table = Table("t", schema, key=("a", "b"))
     [values] = sent(table, dict.fromkeys(schema.names, "x" * 5000))
     assert [len(value) for value in values] == [1000, 1000, 5000]
@@ -151,7 +151,7 @@ def declared(schema, policy=None):
         | beam.Create([])
         | beam.Map(lambda batch: batch).with_output_types(BatchOf(schema))
     )
-    return rows if policy is None else rows | policy.into()
+    return rows if policy is None else rows | policy.into(lateness_s=0)
 
 
 DATABASE = Secret("env:TEST_DATABASE_URL")
@@ -163,7 +163,7 @@ def test_batches_of_other_columns_are_refused():
 
 
 def test_column_types_without_a_counterpart_are_refused():
-    table = Table("t", pa.schema([pa.field("blob", pa.binary())]), ("blob",))
+    table = Table("t", pa.schema([pa.field("blob", pa.binary(), nullable=False)]), ("blob",))
     with pytest.raises(ValueError, match="column 'blob' of type binary has no Postgres type"):
         _ = declared(table.schema) | WriteToPostgres(table, DATABASE)
 

@@ -184,7 +184,7 @@ def test_the_names_of_the_files_come_out_also_for_windowed_rows(sink):
             pipeline
             | beam.Impulse()
             | beam.FlatMap(lambda _: sink.elements(4)).with_output_types(sink.hint())
-            | WindowPolicy.fixed(60).into()
+            | WindowPolicy.fixed(60).into(lateness_s=0)
             | sink.write()
         )
         assert_that(names, equal_to([f"part-{i:05}-of-00003.ndjson" for i in range(3)]))

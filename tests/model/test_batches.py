@@ -4,6 +4,7 @@ import apache_beam as beam
 import pyarrow as pa
 import pytest
 from apache_beam import coders
+from apache_beam.typehints import typehints
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,8 @@ from beam_pipelines.model.batches import (
     concatenated,
     empty_batch,
     encoded,
+    hint_of,
+    lateness_of,
     schema_of,
     values_of,
 )
@@ -100,3 +103,78 @@ def test_spans_survive_their_coder_and_name_their_batches():
     assert batch_hint(pairs) == BatchOf(ACTIVITY)
     with pytest.raises(TypeError, match=r"expected \(Span, batch\) pairs"):
         batch_hint(beam.pvalue.PCollection(None, element_type=BatchOf(ACTIVITY)))
+
+
+def declared(*hints):
+    """Return a PCollection per hint, of one pipeline."""
+    pipeline = beam.Pipeline()
+    return [
+        pipeline | f"{number}" >> beam.Create([]).with_output_types(hint)
+        for number, hint in enumerate(hints)
+    ]
+
+
+def test_hints_of_one_schema_agree_but_keep_their_lateness():
+    late = BatchOf(ACTIVITY, 60)
+    assert typehints.is_consistent_with(late, BatchOf(ACTIVITY))
+    assert typehints.is_consistent_with(BatchOf(ACTIVITY), late)
+    assert late != BatchOf(ACTIVITY, 120)
+    assert pickle.loads(pickle.dumps(late)) == late
+    assert late.of(pa.schema([])) == BatchOf(pa.schema([]), 60)
+    assert coders.registry.get_coder(late) == BatchCoder(ACTIVITY)
+    assert repr(BatchOf(pa.schema([("a", pa.int8())]), 60)) == "BatchOf(a; lateness_s=60)"
+
+
+@pytest.mark.parametrize(
+    ("lateness_s", "flattened_s"),
+    [
+        ((60, 60), 60),
+        ((60, 600), 600),  # windows that wait for less would lose rows
+        ((600, 60, 120), 600),
+        ((60, None), None),  # rows that nobody has judged may be as late as they like
+        ((None, None), None),
+    ],
+)
+def test_a_flatten_is_as_late_as_the_latest_of_its_inputs(lateness_s, flattened_s):
+    flat = declared(*(BatchOf(ACTIVITY, each_s) for each_s in lateness_s)) | beam.Flatten()
+    for batches in (flat, flat | beam.Reshuffle(), flat | beam.Filter(len)):
+        assert hint_of(batches) == BatchOf(ACTIVITY, flattened_s)
+        assert coders.registry.get_coder(batches.element_type) == BatchCoder(ACTIVITY)
+
+
+def test_flattened_pairs_are_not_pickled():
+    hints = [typehints.Tuple[int, BatchOf(ACTIVITY, each_s)] for each_s in (60, 120)]
+    flat = declared(*hints) | beam.Flatten()
+    assert coders.registry.get_coder(flat.element_type) == coders.registry.get_coder(hints[0])
+
+
+def test_unions_of_other_types_keep_their_coders():
+    get = coders.registry.get_coder
+    assert isinstance(get(typehints.Union[int, str]), coders.FastPrimitivesCoder)
+    assert isinstance(get(typehints.Optional[int]), coders.NullableCoder)
+    assert isinstance(
+        get(typehints.Union[BatchOf(ACTIVITY), BatchOf(pa.schema([]))]), coders.FastPrimitivesCoder
+    )
+
+
+def test_flattened_batches_of_several_schemas_are_refused():
+    flat = declared(BatchOf(ACTIVITY), BatchOf(ACTIVITY.remove(0))) | beam.Flatten()
+    with pytest.raises(TypeError, match=r"several schemas: event_time[\s\S]* and user_id"):
+        schema_of(flat)
+    mixed = declared(BatchOf(ACTIVITY), int) | beam.Flatten()
+    with pytest.raises(TypeError, match=r"expected a PCollection of batches, got .*Union"):
+        schema_of(mixed)
+
+
+def test_how_late_unbounded_rows_are_must_be_judged_before():
+    def batches(bounded, lateness_s):
+        return beam.pvalue.PCollection(
+            None, element_type=BatchOf(ACTIVITY, lateness_s), is_bounded=bounded
+        )
+
+    assert lateness_of(batches(False, 60), "Windows") == 60
+    assert lateness_of(batches(False, 0), "Windows") == 0
+    assert lateness_of(batches(True, 60), "Windows") == 0  # nothing is late there
+    assert lateness_of(batches(True, None), "Windows") == 0
+    with pytest.raises(ValueError, match=r"Windows takes .* Batch\(…, append_time=COLUMN\), then"):
+        lateness_of(batches(False, None), "Windows")

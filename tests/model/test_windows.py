@@ -12,8 +12,8 @@ from beam_pipelines.model.time_rule import SLACK_S
 from beam_pipelines.model.windows import WindowPolicy, refuse_partial_results
 
 
-def windowed(policy):
-    return beam.Pipeline() | beam.Create([1]) | policy.into()
+def windowed(policy, lateness_s=120):
+    return beam.Pipeline() | beam.Create([1]) | policy.into(lateness_s=lateness_s)
 
 
 def test_each_kind_gives_beams_own_windows():
@@ -23,14 +23,14 @@ def test_each_kind_gives_beams_own_windows():
 
 
 def test_beam_is_told_a_longer_lateness_so_that_it_drops_nothing():
-    windowing = windowed(WindowPolicy.fixed(60, allowed_lateness_s=7)).windowing
+    windowing = windowed(WindowPolicy.fixed(60), lateness_s=7).windowing
     assert windowing.allowed_lateness == 7 + SLACK_S
     assert windowing.accumulation_mode == AccumulationMode.ACCUMULATING
 
 
 def test_slices_divide_every_window_and_keep_the_firings():
-    policy = WindowPolicy.sliding(300, 40, allowed_lateness_s=9, early_s=3)
-    assert policy.slices() == WindowPolicy.fixed(20, allowed_lateness_s=9, early_s=3)
+    policy = WindowPolicy.sliding(300, 40, early_s=3)
+    assert policy.slices() == WindowPolicy.fixed(20, early_s=3)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_slices_divide_every_window_and_keep_the_firings():
     [
         (lambda: WindowPolicy.fixed(0), "positive lengths"),
         (lambda: WindowPolicy.sliding(60, 300), "leaves holes"),
-        (lambda: WindowPolicy.fixed(60, allowed_lateness_s=-1), "must not be negative"),
+        (lambda: WindowPolicy.fixed(60).into(lateness_s=-1), "must not be negative, got -1"),
         (lambda: WindowPolicy.fixed(60, early_s=0), "early firings need a positive period"),
         (lambda: WindowPolicy("daily", 1, 1), "fixed, sliding or session, not 'daily'"),
     ],
@@ -65,6 +65,7 @@ def test_discarding_windows_are_refused_before_a_greatest_merge():
     ],
 )
 def test_late_rows_fire_at_the_pace_of_early_ones(early_s, of_slices, early, late, lateness_s):
-    windowing = WindowPolicy.fixed(60, early_s=early_s).into(of_slices=of_slices).windowing
+    policy = WindowPolicy.fixed(60, early_s=early_s)
+    windowing = policy.into(lateness_s=120, of_slices=of_slices).windowing
     assert repr(windowing.triggerfn) == repr(AfterWatermark(early=early, late=late))
     assert windowing.allowed_lateness == lateness_s

@@ -6,7 +6,7 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
-from beam_pipelines.model.batches import BatchOf, batch_of_rows
+from beam_pipelines.model.batches import BatchOf, batch_of_rows, one_of, schema_of
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.model.windows import WindowPolicy
 from beam_pipelines.testing import BatchStream, RowsWithPanesFn, rows_in_seconds, stream_pipeline
@@ -139,8 +139,8 @@ def test_a_distinct_count_fires_early_with_its_slices():
 
 
 def test_a_row_too_late_for_one_sliding_window_still_counts_in_the_next():
-    policy = WindowPolicy.sliding(120, 60, allowed_lateness_s=0)
-    stream = BatchStream(VISITS).add(*visits(10)).watermark(60 + 61).add(*visits(30))
+    policy = WindowPolicy.sliding(120, 60)
+    stream = BatchStream(VISITS, lateness_s=0).add(*visits(10)).watermark(60 + 61).add(*visits(30))
     assert panes(stream, CountPerWindow("page", policy)) == [
         ("ON_TIME", (-60, 60, "/", 1)),
         ("ON_TIME", (0, 120, "/", 1)),
@@ -204,7 +204,7 @@ def test_batches_that_were_windowed_are_refused():
     batches = (
         beam.Pipeline()
         | beam.Create([]).with_output_types(BatchOf(VISITS))
-        | WindowPolicy.fixed(60).into()
+        | WindowPolicy.fixed(60).into(lateness_s=120)
     )
     with pytest.raises(ValueError, match="CountPerWindow takes batches in the global window"):
         batches | CountPerWindow("page")
@@ -213,3 +213,50 @@ def test_batches_that_were_windowed_are_refused():
 def test_discarding_distinct_counts_are_refused():
     with pytest.raises(ValueError, match="discarding windows can't be put together"):
         CountDistinctPerWindow("page", WindowPolicy.fixed(60, accumulating=False))
+
+
+MAYBE = {
+    "text": (pa.field("by", pa.string()), "a", "b"),
+    "number": (pa.field("by", pa.int64()), 7, 8),
+    "known": (one_of("by", ("x", "y"), nullable=True), "x", "y"),
+}
+
+
+@pytest.mark.parametrize("kind", MAYBE)
+@pytest.mark.parametrize("shards", [1, 4])
+def test_null_is_a_group_of_its_own(kind, shards):
+    field, one, other = MAYBE[kind]
+    schema = pa.schema([VISITS.field(EVENT_TIME), field])
+    rows = [{EVENT_TIME: t, "by": by} for t, by in [(1, None), (2, one), (3, None), (4, other)]]
+    stream = BatchStream(schema).add(*rows).watermark(61).add({EVENT_TIME: 5, "by": None})
+    with stream_pipeline() as pipeline:
+        counts = pipeline | stream.end() | CountPerWindow("by", shards=shards)
+        assert schema_of(counts).field("by").nullable
+        counts | beam.Map(lambda batch: batch.validate(full=True))
+        last = counts | beam.FlatMap(rows_in_seconds)
+
+        def greatest(actual):
+            assert max(row for row in actual if row[2] is None) == (0, 60, None, 3)
+            assert {row for row in actual if row[2] is not None} == {
+                (0, 60, one, 1), (0, 60, other, 1),
+            }  # fmt: skip
+
+        assert_that(last, greatest)
+
+
+def test_a_count_by_what_is_never_null_is_never_null():
+    batches = beam.Pipeline() | beam.Create([]).with_output_types(BatchOf(VISITS))
+    assert not schema_of(batches | CountPerWindow("page")).field("page").nullable
+
+
+@pytest.mark.parametrize("kind", MAYBE)
+def test_null_is_no_distinct_value(kind):
+    field, one, other = MAYBE[kind]
+    schema = pa.schema([VISITS.field(EVENT_TIME), field])
+    rows = [{EVENT_TIME: t, "by": by} for t, by in [(1, None), (2, one), (3, one), (70, None)]]
+    stream = BatchStream(schema).add(*rows).add({EVENT_TIME: 130, "by": None})
+    stream.add({EVENT_TIME: 131, "by": other})
+    assert panes(stream, CountDistinctPerWindow("by", WindowPolicy.fixed(60))) == [
+        ("ON_TIME", (0, 60, 1)),
+        ("ON_TIME", (120, 180, 1)),  # [60, 120) has nothing but null
+    ]

@@ -62,6 +62,42 @@ def test_beam_rows_take_their_time_from_the_element_where_they_have_none():
     run(build)
 
 
+@pytest.mark.parametrize("make", [dict, beam.Row])
+@pytest.mark.parametrize(
+    ("time", "unit"),
+    [(at(7), None), ("1970-01-01T01:00:07+01:00", None), (7, "s")],
+)
+def test_times_may_be_datetimes_text_or_integers_of_a_named_unit(make, time, unit):
+    def build(pipeline):
+        rows = pipeline | beam.Create([make(event_time=time, user="a", kind="buy")])
+        times = rows | Batch(SCHEMA, time_unit=unit) | Unbatch() | beam.Map(lambda r: r[EVENT_TIME])
+        assert_that(times, equal_to([at(7)]))
+
+    run(build)
+
+
+@pytest.mark.parametrize("make", [dict, beam.Row])
+def test_epoch_seconds_are_not_taken_for_milliseconds(make):
+    row = make(event_time=1_700_000_000, user="a", kind="buy")
+    with pytest.raises(ValueError, match="these are s: time_unit='s'"):
+        run(lambda pipeline: pipeline | beam.Create([row]) | Batch(SCHEMA, time_unit="ms"))
+
+
+@pytest.mark.parametrize(
+    ("schema", "options", "message"),
+    [
+        (SCHEMA, {"max_rows": 0}, "max_rows must be positive"),
+        (SCHEMA, {"time_unit": "minutes"}, "one of s, ms, us, ns, not 'minutes'"),
+        (SCHEMA, {"append_time": "stored"}, "no column 'stored'"),
+        (SCHEMA, {"append_time": "user"}, "user must be .*, it is string"),
+        (pa.schema([(EVENT_TIME, pa.timestamp("ms"))]), {}, r"it is timestamp\[ms\]"),
+    ],
+)
+def test_misuse_is_refused_when_the_pipeline_is_built(schema, options, message):
+    with pytest.raises(ValueError, match=message):
+        Batch(schema, **options)
+
+
 def test_windows_are_kept_apart():
     def build(pipeline):
         batches = (
@@ -92,6 +128,8 @@ def test_windows_are_kept_apart():
             "kind is 'steal', not one of view, buy",
         ),
         ({"user": "a"}, "neither event_time nor a timestamp"),
+        ({EVENT_TIME: 1_700_000_000, "user": "a"}, "event_time is the integer 1700000000, of no"),
+        ({EVENT_TIME: 1.5, "user": "a"}, "event_time is 1.5 of type float"),
     ],
 )
 def test_a_row_that_does_not_fit_stops_the_job_with_its_reason(row, message):

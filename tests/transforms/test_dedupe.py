@@ -85,6 +85,14 @@ def test_a_hash_column_is_taken_as_the_identity_whatever_the_time():
     assert_passed(stream, [(1, 0)], Deduplicate("id"))
 
 
+@pytest.mark.parametrize(("kind", "known"), [(pa.string(), "a"), (pa.uint64(), 0)])
+def test_rows_without_an_id_share_one_per_event_time(kind, known):
+    schema = pa.schema([ORDERS.field(EVENT_TIME), pa.field("id", kind)])
+    ids = [(1, None), (1, known), (1, None), (2, None), (2, None)]
+    stream = BatchStream(schema).add(*({EVENT_TIME: time, "id": name} for time, name in ids))
+    assert_passed(stream, [(1, None), (1, known), (2, None)], Deduplicate("id"))
+
+
 @pytest.mark.parametrize("shards", [1, 16])
 @pytest.mark.parametrize("batch_rows", [1, 7, 500])
 def test_bounded_input_is_kept_until_its_end_however_it_is_divided(shards, batch_rows):

@@ -115,6 +115,16 @@ def test_the_table_of_a_bundle_that_broke_off_is_not_trusted():
     assert bundle(here, state, b"b") == [True]
 
 
+def test_a_bundle_after_one_that_broke_off_draws_a_token_of_its_own():
+    here, state = worker(), State()
+    bundle(here, state, b"a")
+    here.start_bundle()
+    sight(here, "k", state, b"b")  # then the bundle fails: no finish_bundle
+    state.roll_back()
+    bundle(here, state, b"b", commit=False)  # the retry fails, too
+    assert bundle(here, state, b"b") == [True]
+
+
 def test_two_attempts_at_one_bundle_do_not_share_a_token():
     here, state = worker(), State()
     bundle(here, state, b"a", commit=False)
@@ -142,6 +152,16 @@ def test_a_cleared_journal_starts_anew():
     state.commit()
     assert bundle(here, state, b"a") == [True]
     assert state.pages.now == [b"a"]
+
+
+def test_a_cleared_journal_takes_no_memory():
+    here, state = worker(), State()
+    bundle(here, state, b"a")
+    assert journal._CACHE._bytes == Ids.nbytes
+    here.start_bundle()
+    here.clear("k", (state.pages,), state.token)
+    here.finish_bundle()
+    assert journal._CACHE._bytes == 0
 
 
 def test_keys_and_stages_are_kept_apart():

@@ -125,6 +125,21 @@ def test_an_end_without_a_session_is_ignored():
     assert_sessions(stream, [("ann", 10, 10, 0, 1, "timeout")])
 
 
+def test_a_row_whose_marker_is_null_marks_nothing():
+    maybe = CALLS.set(2, CALLS.field("what").with_nullable(True))
+    stream = BatchStream(maybe).add(
+        call(0, None), call(10, "dial"), call(20, None), call(30), call(40, "hang_up")
+    )
+    assert_sessions(stream, [("ann", 0, 0, 0, 0, "timeout"), ("ann", 10, 40, 30, 1, "hang_up")])
+
+
+def test_sessions_of_nobody_are_refused():
+    maybe = CALLS.set(1, CALLS.field("caller").with_nullable(True))
+    batches = beam.Pipeline() | beam.Create([]).with_output_types(BatchOf(maybe))
+    with pytest.raises(ValueError, match="caller may be null, and rows of nobody make no session"):
+        batches | sessionize()
+
+
 def test_without_markers_only_gaps_count():
     stream = BatchStream(CALLS).add(call(0), call(1, "hang_up"), call(2))
     with stream_pipeline() as pipeline:
