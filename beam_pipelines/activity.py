@@ -168,12 +168,13 @@ def broken_laws(counted: Mapping[str, int]) -> list[str]:
         "enriched = accepted": count["rows_written.enriched"] - count["accepted"],
         "dead_letters = invalid + future + too_late": count["rows_written.dead_letters"] - rejected,
         "older_than_folded = 0": count["older_than_folded"],
+        "nameless_sessions = 0": count["nameless_sessions"],
     }
     return [f"{law} is off by {difference:,}" for law, difference in laws.items() if difference]
 
 
 VERDICTS = ("invalid", "future", "too_late", "on_time", "late", "accepted", "duplicate")
-COUNTED = ("read", *VERDICTS, "ignored_session_ends", "older_than_folded")
+COUNTED = ("read", *VERDICTS, "ignored_session_ends", "older_than_folded", "nameless_sessions")
 SINKS = (*(table.name for table in TABLES), "lake", "enriched", "dead_letters")
 ROWS_WRITTEN = tuple(f"rows_written.{sink}" for sink in SINKS)
 

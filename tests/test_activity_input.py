@@ -15,6 +15,7 @@ from beam_pipelines.activity import main
 from beam_pipelines.demo import DemoTraffic
 from beam_pipelines.io import files
 from beam_pipelines.transforms import sessions
+from tests.murmur import hash_of, texts_of, twin_of
 from tests.runs import (
     NINE,
     TABLES,
@@ -110,6 +111,41 @@ def test_the_last_line_needs_no_newline_and_gzip_may_have_members(tmp_path):
     (tmp_path / "a.gz").write_bytes(b"".join(members))
     assert main([f"--input={tmp_path}/a.gz", f"--output={tmp_path}/out", AS_OF]) == 0
     assert tables(tmp_path / "out") == MORNING_TABLES
+
+
+def test_two_users_of_one_hash_have_sessions_of_their_own(tmp_path):
+    stranger = twin_of("ann")
+    records = [
+        event(0, "ann", event_id="e0"),
+        event(60, "ann", event_id="e1"),
+        event(120, stranger, event_id="e2"),
+        event(180, stranger, kind="session_end", event_id="e3"),
+        event(240, "ann", event_id="e4"),
+    ]
+    source, out = written(tmp_path / "a.ndjson", lines_of(records)), tmp_path / "out"
+    assert main([f"--input={source}", f"--output={out}", AS_OF]) == 0
+    assert tables(out)["user_sessions"] == sorted(
+        [
+            ("ann", nine(0), nine(4), 240.0, 3, 0, "timeout"),
+            (stranger, nine(2), nine(3), 60.0, 1, 0, "session_end"),
+        ]
+    )
+
+
+def test_users_whose_hashes_meet_in_other_minutes_end_no_run(tmp_path):
+    golden, mask = 0x9E3779B97F4A7C15, 2**64 - 1  # what first_names mixes minutes in by
+    minute = int(NINE.timestamp()) // 60
+    meets = hash_of("ann") ^ (minute * golden & mask) ^ ((minute + 1) * golden & mask)
+    (stranger,) = texts_of([meets])
+    source = written(tmp_path / "a.ndjson", lines_of([event(10, "ann"), event(70, stranger)]))
+    out = tmp_path / "out"
+    assert main([f"--input={source}", f"--output={out}", AS_OF]) == 0
+    assert tables(out)["user_sessions"] == sorted(
+        [
+            ("ann", nine(0, 10), nine(0, 10), 0.0, 1, 0, "timeout"),
+            (stranger, nine(1, 10), nine(1, 10), 0.0, 1, 0, "timeout"),
+        ]
+    )
 
 
 def test_the_order_of_lines_changes_nothing(tmp_path):

@@ -10,7 +10,8 @@ import pyarrow as pa
 from apache_beam.typehints import typehints
 from apache_beam.utils.timestamp import Timestamp
 
-from beam_pipelines.kernels.columns import hashes_of, micros
+from beam_pipelines.kernels.columns import micros
+from beam_pipelines.kernels.secure_hashing import secure_hashes_of_repeated
 from beam_pipelines.kernels.sessions import SESSION_ROWS, SessionRule, first_names, scan
 from beam_pipelines.model.batches import BatchOf, schema_of, values_of
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
@@ -19,6 +20,7 @@ from beam_pipelines.transforms.fold import MINUTE_US, Folded, FoldFn
 from beam_pipelines.transforms.gather import SHARDS, GatheringFn, by_shard, require_global_window
 
 _SECOND_US = 1_000_000
+_PURPOSE = b"session"
 
 
 @dataclass
@@ -35,6 +37,9 @@ class Sessionize(beam.PTransform):
     Output: batches (`by`, session_start, session_end, duration_s, a count per entry of
     `counts`, ended_by). `ended_by` is the value of `end`, or `timeout`. (by,
     session_start) is unique.
+
+    Keys are compared by BLAKE2b of their text, cut to 64 bits: whoever chooses one needs 2⁶⁴
+    attempts to share another's sessions.
 
     Args:
       by: Column with the key.
@@ -108,15 +113,16 @@ class _ByKeyFn(GatheringFn):
 
     def work(self, rows: pa.RecordBatch, earliest: Timestamp) -> Iterator:
         names = rows.column(1)
-        keys = hashes_of(names)
+        keys = secure_hashes_of_repeated(names, purpose=_PURPOSE)  # of whole names
         kinds = rows.column(2).indices if rows.num_columns > 2 else np.zeros(len(rows), np.int8)
         minutes = micros(rows[EVENT_TIME]) // MINUTE_US
+        names = first_names(keys, minutes, names)  # what goes into state
         reduced = pa.RecordBatch.from_arrays(
             [
                 pa.array(keys),
                 rows[EVENT_TIME],
                 pa.array(kinds, pa.int8()),
-                first_names(keys, minutes, names),
+                names,
             ],
             schema=SESSION_ROWS,
         )
@@ -144,12 +150,15 @@ class SessionStep:
             ]
         )
         self.ignored_ends = Counter("ignored_session_ends")
+        self.nameless = Counter("nameless_sessions")
 
     def __call__(self, state: pa.Table, rows: pa.RecordBatch, until_us: int) -> Folded:
         """Continue the open sessions, and emit the closed ones."""
         scanned = scan(state, rows, until_us, self.rule)
         if scanned.ignored_ends:
             self.ignored_ends.inc(scanned.ignored_ends)
+        if scanned.nameless:
+            self.nameless.inc(scanned.nameless)
         if len(scanned.closed) == 0:
             return Folded(scanned.still_open, None)
         columns: list[Any] = [column.combine_chunks() for column in scanned.closed.columns]
