@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import fastavro
+import numpy as np
 import pytest
 
 from beam_pipelines.activity import main
@@ -130,6 +131,16 @@ def test_two_users_of_one_hash_have_sessions_of_their_own(tmp_path):
             (stranger, nine(2), nine(3), 60.0, 1, 0, "session_end"),
         ]
     )
+
+
+def test_made_users_raise_no_count_above_the_events_of_its_window(tmp_path):
+    made = texts_of(np.arange(4096, dtype=np.uint64) << np.uint64(52))  # an infinite estimate
+    records = [event(0, user) for user in (*made, "ann", "ann")]
+    source, out = written(tmp_path / "a.ndjson", lines_of(records)), tmp_path / "out"
+    assert main([f"--input={source}", f"--output={out}", "--dedupe=coordinates", AS_OF]) == 0
+    assert tables(out)["active_users"] == [
+        (nine(start), nine(start + 5), 4098) for start in range(-4, 1)
+    ]
 
 
 def test_users_whose_hashes_meet_in_other_minutes_end_no_run(tmp_path):
