@@ -44,6 +44,7 @@ from beam_pipelines.model.activity import (
     TABLES,
     USER_SESSIONS,
 )
+from beam_pipelines.model.hash_key import HashKey
 from beam_pipelines.model.time_rule import TimeRule
 from beam_pipelines.model.windows import WindowPolicy
 from beam_pipelines.options import SHARDS_IN_PROCESS, parse
@@ -74,6 +75,8 @@ class Activity:
       key_shards: Parts that ids and users are divided into.
       window_shards: Parts that the partial results of a window are divided into: each has its
         price at every firing, however little is in it.
+      hash_key: Of the hashes that decide which events, and which users, are one; None: there
+        is no key.
     """
 
     decoder: Decoder
@@ -86,6 +89,7 @@ class Activity:
     early_firing_s: int = 10
     key_shards: int = SHARDS_IN_PROCESS
     window_shards: int = 1
+    hash_key: HashKey | None = None
 
     @property
     def identify_by(self) -> str:
@@ -119,7 +123,7 @@ class Activity:
 def build(pipeline: beam.Pipeline, read: beam.PTransform, activity: Activity, sinks: Sinks) -> None:
     """Build the pipeline: every stage, in event order."""
     payloads = pipeline | "Read activity" >> read
-    parsed = payloads | "Parse" >> Parse(activity.decoder, activity.identify_by)
+    parsed = payloads | "Parse" >> Parse(activity.decoder, activity.identify_by, activity.hash_key)
     timed = parsed.rows | "Classify lateness" >> ClassifyLateness(activity.time)
     timed.classified | "Write lake" >> sinks.write_lake
     events = timed.usable | "Deduplicate" >> activity.deduplicate()
@@ -142,6 +146,7 @@ def build(pipeline: beam.Pipeline, read: beam.PTransform, activity: Activity, si
         counts={"page_views": PAGE_VIEW, "clicks": CLICK},
         allowed_lateness_s=activity.time.allowed_lateness_s,
         shards=activity.key_shards,
+        hash_key=activity.hash_key,
     )
     counts | "Store page views" >> sinks.write_table(PAGE_VIEW_COUNTS)
     users | "Store active users" >> sinks.write_table(ACTIVE_USERS)
@@ -308,6 +313,7 @@ def _decisions(config: ActivityConfig, source: Source) -> Activity:
         early_firing_s=config.early_firing_s,
         key_shards=config.shards,
         window_shards=config.window_shards,
+        hash_key=config.hash_key,
     )
 
 

@@ -133,6 +133,32 @@ def test_two_users_of_one_hash_have_sessions_of_their_own(tmp_path):
     )
 
 
+def test_a_key_tells_events_apart_that_are_made_to_be_one(tmp_path, monkeypatch, capfd):
+    records = [
+        event(0, "ann", event_id=twin_of("e-1")),
+        event(0, "bob", event_id="e-1"),
+        event(0, "bob", event_id="e-1"),
+    ]
+    source, out = written(tmp_path / "a.ndjson", lines_of(records)), tmp_path / "out"
+    run = [f"--input={source}", f"--output={out}", AS_OF]
+    assert main(run) == 0
+    assert verdicts(out) == {"on_time": 3, "accepted": 1, "duplicate": 2}
+
+    monkeypatch.setenv("HASH_KEY", "a key of many bytes")
+    keyed = [*run, "--hash_key=env:HASH_KEY"]
+    assert main(keyed) == 2  # other results lie there
+    assert "settings.hash_key was absent, is" in capfd.readouterr().err
+    assert main([*keyed, "--overwrite"]) == 0
+    assert verdicts(out) == {"on_time": 3, "accepted": 2, "duplicate": 1}
+    assert query(out, "SELECT count(*) FROM events") == [(2,)]
+
+    monkeypatch.setenv("HASH_KEY", "another of many bytes")
+    assert main(keyed) == 2
+    assert "settings.hash_key was " in capfd.readouterr().err
+    left = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
+    assert b"many bytes" not in left
+
+
 def test_made_users_raise_no_count_above_the_events_of_its_window(tmp_path):
     made = texts_of(np.arange(4096, dtype=np.uint64) << np.uint64(52))  # an infinite estimate
     records = [event(0, user) for user in (*made, "ann", "ann")]

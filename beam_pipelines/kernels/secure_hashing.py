@@ -21,7 +21,7 @@ _HASH_BYTES = 8
 def secure_hashes(
     texts: pa.Array, key: bytes = b"", purpose: bytes = b"", beside: np.ndarray | None = None
 ) -> np.ndarray:
-    """Hash each text by itself; 0.3 µs a row.
+    """Hash each text by itself; 0.3 to 0.5 µs a row.
 
     Args:
       texts: string or binary array (32-bit offsets); nulls hash like the empty string.
@@ -47,7 +47,7 @@ def secure_hashes(
         if beside is not None:
             digest.update(after[8 * row : 8 * row + 8])
         digests.append(digest.digest())
-    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64, copy=False)
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
 def secure_hashes_of_repeated(

@@ -14,6 +14,7 @@ from beam_pipelines.kernels.columns import micros
 from beam_pipelines.kernels.secure_hashing import secure_hashes_of_repeated
 from beam_pipelines.kernels.sessions import SESSION_ROWS, SessionRule, first_names, scan
 from beam_pipelines.model.batches import BatchOf, schema_of, values_of
+from beam_pipelines.model.hash_key import HashKey, key_of
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.telemetry import Counter
 from beam_pipelines.transforms.fold import MINUTE_US, Folded, FoldFn
@@ -39,7 +40,8 @@ class Sessionize(beam.PTransform):
     session_start) is unique.
 
     Keys are compared by BLAKE2b of their text, cut to 64 bits: whoever chooses one needs 2⁶⁴
-    attempts to share another's sessions.
+    attempts to share another's sessions, or, among a million known ones, 2⁴⁴ to share any of
+    theirs; with a `hash_key`, nobody can try.
 
     Args:
       by: Column with the key.
@@ -50,6 +52,7 @@ class Sessionize(beam.PTransform):
       counts: Output column → value of `marker` counted in it.
       allowed_lateness_s: Seconds behind the watermark that a row still counts.
       shards: Parts that the keys are divided into.
+      hash_key: Of the hash that keys are compared by.
 
     Raises:
       ValueError: a column or value is missing, the gap isn't positive, or the batches
@@ -64,6 +67,7 @@ class Sessionize(beam.PTransform):
     counts: Mapping[str, str] = field(default_factory=dict)
     allowed_lateness_s: int = 120
     shards: int = SHARDS
+    hash_key: HashKey | None = None
 
     def __post_init__(self) -> None:
         if self.gap_s <= 0:
@@ -79,7 +83,7 @@ class Sessionize(beam.PTransform):
         return (
             batches
             | "By key"
-            >> beam.ParDo(_ByKeyFn(columns, self.shards)).with_output_types(
+            >> beam.ParDo(_ByKeyFn(columns, self.shards, self.hash_key)).with_output_types(
                 typehints.Tuple[int, BatchOf(SESSION_ROWS)]
             )
             | "Fold sessions"
@@ -107,13 +111,17 @@ class Sessionize(beam.PTransform):
 class _ByKeyFn(GatheringFn):
     """Keys rows by a shard of their key's hash; few of them carry the key's name."""
 
-    def __init__(self, columns: tuple[str, ...], shards: int) -> None:
+    def __init__(self, columns: tuple[str, ...], shards: int, hash_key: HashKey | None) -> None:
         super().__init__(columns)
         self.shards = shards
+        self.hash_key = hash_key
+
+    def setup(self) -> None:
+        self._key = key_of(self.hash_key)
 
     def work(self, rows: pa.RecordBatch, earliest: Timestamp) -> Iterator:
         names = rows.column(1)
-        keys = secure_hashes_of_repeated(names, purpose=_PURPOSE)  # of whole names
+        keys = secure_hashes_of_repeated(names, self._key, _PURPOSE)  # of whole names
         kinds = rows.column(2).indices if rows.num_columns > 2 else np.zeros(len(rows), np.int8)
         minutes = micros(rows[EVENT_TIME]) // MINUTE_US
         names = first_names(keys, minutes, names)  # what goes into state

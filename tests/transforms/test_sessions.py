@@ -8,11 +8,12 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from beam_pipelines.kernels.sessions import SESSION_ROWS, SessionRule
 from beam_pipelines.model.batches import BatchOf, batch_of_rows, one_of
+from beam_pipelines.model.hash_key import HashKey
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.model.time_rule import SLACK_S
 from beam_pipelines.telemetry import tally
 from beam_pipelines.testing import BatchStream, RowsWithPanesFn, rows_in_seconds, stream_pipeline
-from beam_pipelines.transforms.sessions import Sessionize, SessionStep
+from beam_pipelines.transforms.sessions import Sessionize, SessionStep, _ByKeyFn
 from tests.murmur import hash_of, texts_of
 
 CALLS = pa.schema(
@@ -140,6 +141,21 @@ def test_callers_with_made_names_have_sessions_of_their_own(twin):
         shards=1,
     )
     assert tally().get("nameless_sessions", 0) == before
+
+
+def test_with_a_key_sessions_are_the_same_and_their_keys_are_others(monkeypatch):
+    keys = []
+    for secret in ("one key of many bytes", "another of as many"):
+        monkeypatch.setenv("HASH_KEY", secret)
+        hash_key = HashKey.look_up("env:HASH_KEY")
+        stream = BatchStream(CALLS).add(call(0), call(1, caller="bob")).watermark(100)
+        expected = [("ann", 0, 2, 2, 2, "timeout"), ("bob", 1, 1, 0, 1, "timeout")]
+        assert_sessions(stream.add(call(2)), expected, hash_key=hash_key)
+        stage = _ByKeyFn((EVENT_TIME, "caller"), 1, hash_key)
+        stage.setup()
+        rows = batch_of_rows([call(0)], CALLS).select([EVENT_TIME, "caller"])
+        keys += [part["key"].to_pylist() for (_, part), _ in stage.work(rows, 0)]
+    assert keys[0] != keys[1]
 
 
 def test_a_nameless_row_in_state_ends_its_session_and_not_the_job():
