@@ -125,6 +125,12 @@ def test_keys_made_to_meet_in_other_minutes_keep_their_names():
             assert kept == ["ann", None if once else "bob"]
 
 
+def test_minutes_of_a_key_that_share_a_slot_keep_their_names():
+    minutes = np.arange(100)
+    kept = first_names(np.full(100, 7, np.uint64), minutes, pa.array(["ann"] * 100))
+    assert kept.null_count == 0
+
+
 def test_a_session_of_a_key_without_a_name_is_closed_under_the_keys_digits():
     rows = session_rows([("a", 100, VIEW), ("b", 101, CLICK), ("b", 102, CLICK)])
     nameless = rows.set_column(3, SESSION_ROWS.field("name"), pa.array(["a", None, None]))
