@@ -62,4 +62,4 @@ def test_ids_made_to_share_high_or_low_bits_have_homes_apart():
 
 def longest_run(table):
     free = np.flatnonzero(table._slots == 0)
-    return int(np.diff(free).max())
+    return int(np.diff(free, append=free[0] + len(table._slots)).max())  # round the end
