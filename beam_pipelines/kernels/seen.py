@@ -7,7 +7,7 @@ import numpy as np
 _SMALLEST_BITS = 10
 _ZERO = np.uint64(0x9E3779B97F4A7C15)  # stands in for 0, which marks an empty slot
 _HALF = np.uint64(32)
-_SECRET = [np.uint64(secrets.randbits(64) | 1) for _ in range(2)]
+_SECRET = [np.uint64(secrets.randbits(64) | 1) for _ in range(3)]
 
 
 class SeenTable:
@@ -91,6 +91,7 @@ class SeenTable:
 def _mixed(ids: np.ndarray) -> np.ndarray:
     """Mix ids one to one, by numbers that nobody outside of this process knows."""
     mixed = ids * _SECRET[0]
-    mixed ^= mixed >> _HALF
-    mixed *= _SECRET[1]
+    for odd in _SECRET[1:]:  # with one round fewer, multiples of 2⁵¹ could still share homes
+        mixed ^= mixed >> _HALF
+        mixed *= odd
     return mixed

@@ -7,9 +7,12 @@ from beam_pipelines.kernels.seen import _SECRET, SeenTable
 
 def ids_at(places):
     """Return the ids that this process's table takes for these numbers."""
-    first, second = (np.uint64(pow(int(odd), -1, 1 << 64)) for odd in _SECRET)
-    mixed = np.asarray(places, np.uint64) * second
-    return (mixed ^ (mixed >> np.uint64(32))) * first
+    mixed = np.asarray(places, np.uint64)
+    for turn, odd in enumerate(reversed(_SECRET)):
+        if turn:
+            mixed = mixed ^ (mixed >> np.uint64(32))
+        mixed = mixed * np.uint64(pow(int(odd), -1, 1 << 64))
+    return mixed
 
 
 IDS = st.one_of(
