@@ -47,6 +47,7 @@ from beam_pipelines.model.activity import (
     TABLES,
     USER_SESSIONS,
 )
+from beam_pipelines.model.hash_key import HashKey
 from beam_pipelines.model.time_rule import TimeRule
 from beam_pipelines.model.windows import WindowPolicy
 from beam_pipelines.options import SHARDS_IN_PROCESS, parse
@@ -79,6 +80,8 @@ class Activity:
       key_shards: Parts that ids and users are divided into.
       window_shards: Parts that the partial results of a window are divided into: each has its
         price at every firing, however little is in it.
+      hash_key: Of the hashes that decide which events, and which users, are one; None: there
+        is no key.
     """
 
     decoder: Decoder
@@ -91,6 +94,7 @@ class Activity:
     early_firing_s: int = 10
     key_shards: int = SHARDS_IN_PROCESS
     window_shards: int = 1
+    hash_key: HashKey | None = None
 
     @property
     def identify_by(self) -> str:
@@ -117,7 +121,7 @@ class Activity:
 def build(pipeline: beam.Pipeline, read: beam.PTransform, activity: Activity, sinks: Sinks) -> None:
     """Build the pipeline: every stage, in event order."""
     payloads = pipeline | "Read activity" >> read
-    parsed = payloads | "Parse" >> Parse(activity.decoder, activity.identify_by)
+    parsed = payloads | "Parse" >> Parse(activity.decoder, activity.identify_by, activity.hash_key)
     timed = parsed.rows | "Classify lateness" >> ClassifyLateness(activity.time)
     timed.classified | "Write lake" >> sinks.write_lake
     events = timed.usable | "Deduplicate" >> activity.deduplicate()
@@ -139,6 +143,7 @@ def build(pipeline: beam.Pipeline, read: beam.PTransform, activity: Activity, si
         end=SESSION_END,
         counts={"page_views": PAGE_VIEW, "clicks": CLICK},
         shards=activity.key_shards,
+        hash_key=activity.hash_key,
     )
     counts | "Store page views" >> sinks.write_table(PAGE_VIEW_COUNTS)
     users | "Store active users" >> sinks.write_table(ACTIVE_USERS)
@@ -165,12 +170,13 @@ def broken_laws(counted: Mapping[str, int]) -> list[str]:
         "enriched = accepted": count["rows_written.enriched"] - count["accepted"],
         "dead_letters = invalid + future + too_late": count["rows_written.dead_letters"] - rejected,
         "older_than_folded = 0": count["older_than_folded"],
+        "nameless_sessions = 0": count["nameless_sessions"],
     }
     return [f"{law} is off by {difference:,}" for law, difference in laws.items() if difference]
 
 
 VERDICTS = ("invalid", "future", "too_late", "on_time", "late", "accepted", "duplicate")
-COUNTED = ("read", *VERDICTS, "ignored_session_ends", "older_than_folded")
+COUNTED = ("read", *VERDICTS, "ignored_session_ends", "older_than_folded", "nameless_sessions")
 SINKS = (*(table.name for table in TABLES), "lake", "enriched", "dead_letters")
 ROWS_WRITTEN = tuple(f"rows_written.{sink}" for sink in SINKS)
 
@@ -323,6 +329,7 @@ def _decisions(config: ActivityConfig, source: Source) -> Activity:
         early_firing_s=config.early_firing_s,
         key_shards=config.shards,
         window_shards=config.window_shards,
+        hash_key=config.hash_key,
     )
 
 

@@ -13,6 +13,7 @@ from beam_pipelines.io.publication import (
 )
 from beam_pipelines.kernels.key_groups import MAX_PARALLELISM
 from beam_pipelines.model.activity import ACTIVITY, EVENT_TYPES
+from beam_pipelines.model.hash_key import HashKey
 from beam_pipelines.model.secret import Secret
 from beam_pipelines.model.time_rule import TimeRule
 from beam_pipelines.runfolder import RunFolder
@@ -92,6 +93,7 @@ class ActivityConfig:
       session_gap_s: Seconds without an event after which a session has ended.
       early_firing_s: Seconds of processing time between early results.
       dedupe: What makes two records one event: one of `options.DEDUPE`.
+      hash_key: Of the hashes that decide which events, and which users, are one; None: none.
       shards: Parts that the state is divided into by hash.
       demo_events: Records that the demo generates.
       seed: Of the demo's generator.
@@ -121,6 +123,7 @@ class ActivityConfig:
     session_gap_s: int
     early_firing_s: int
     dedupe: str
+    hash_key: HashKey | None
     shards: int
     demo_events: int
     seed: int
@@ -187,7 +190,10 @@ class ActivityConfig:
     def state_settings(self) -> str:
         """The flags that the state of an endless run depends on."""
         settings = {"shards": self.shards, **self.settings_identity()}
-        return " ".join(f"--{flag}={settings[flag]}" for flag in _STATE_FLAGS)
+        flags = [f"--{flag}={settings[flag]}" for flag in _STATE_FLAGS]
+        if self.hash_key:
+            flags.append(f"--hash_key of fingerprint {self.hash_key.fingerprint}")
+        return " ".join(flags)
 
     @property
     def local(self) -> bool:
@@ -258,6 +264,7 @@ class ActivityConfig:
             "users_period_s": self.users_period_s,
             "session_gap_s": self.session_gap_s,
             "dedupe": self.dedupe,
+            **({"hash_key": self.hash_key.fingerprint} if self.hash_key else {}),
         }
 
     def _require_kafka(self) -> None:

@@ -20,8 +20,9 @@ from beam_pipelines.config import (
 from beam_pipelines.flink import JOB_SERVER_FLAGS
 from beam_pipelines.kernels.key_groups import MAX_PARALLELISM
 from beam_pipelines.model.activity import ACTIVITY, EVENT_TYPES
+from beam_pipelines.model.hash_key import HashKey
 from beam_pipelines.model.records import MAX_EVENT_TIME_US, MIN_EVENT_TIME_US
-from beam_pipelines.model.secret import Secret
+from beam_pipelines.model.secret import MissingSecret, Secret
 from beam_pipelines.model.time_rule import TimeRule
 
 PROGRAM = "python -m beam_pipelines.activity"
@@ -85,6 +86,14 @@ class ActivityOptions(PipelineOptions):
             metavar="SHARE",
             help="Share of the records, from 0 to 1, that may be invalid; a run over input that "
             "ends exits 1 where more are, or where none is accepted (default: 0.5).",
+        )
+        group.add_argument(
+            "--hash_key",
+            metavar="SECRET",
+            help="Where the driver and the workers find a key of 16 bytes or more, env:NAME or "
+            "file:PATH, for topics that strangers write to: without it nobody can make an event "
+            "or a user that is taken for another. State, tables and lake belong to one key "
+            "(default: no key).",
         )
 
         group = parser.add_argument_group("output")
@@ -267,6 +276,7 @@ def _config(flags: argparse.Namespace) -> ActivityConfig:
         session_gap_s=flags.session_gap_s,
         early_firing_s=flags.early_firing_s,
         dedupe=flags.dedupe,
+        hash_key=_hash_key(flags.hash_key),
         shards=_shards(flags),
         demo_events=flags.demo_events,
         seed=flags.seed,
@@ -304,6 +314,15 @@ def _cassandra(flags: argparse.Namespace) -> CassandraConfig | None:
         password,
         flags.cassandra_every_s,
     )
+
+
+def _hash_key(reference: str | None) -> HashKey | None:
+    if reference is None:
+        return None
+    try:
+        return HashKey.look_up(reference)
+    except (MissingSecret, ValueError) as error:
+        raise ValueError(f"--hash_key: {error}") from error
 
 
 def _start(value: str) -> str | int:

@@ -178,6 +178,7 @@ def test_counts_that_add_up_break_no_law():
         ("rows_written.enriched", "enriched = accepted"),
         ("rows_written.dead_letters", "dead_letters = invalid + future + too_late"),
         ("older_than_folded", "older_than_folded = 0"),
+        ("nameless_sessions", "nameless_sessions = 0"),
     ],
 )
 def test_a_count_that_is_off_breaks_its_law(counter, law):

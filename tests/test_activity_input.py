@@ -9,12 +9,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import fastavro
+import numpy as np
 import pytest
 
 from beam_pipelines.activity import main
 from beam_pipelines.demo import DemoTraffic
 from beam_pipelines.io import files
 from beam_pipelines.transforms import sessions
+from tests.murmur import hash_of, texts_of, twin_of
 from tests.runs import (
     NINE,
     TABLES,
@@ -110,6 +112,77 @@ def test_the_last_line_needs_no_newline_and_gzip_may_have_members(tmp_path):
     (tmp_path / "a.gz").write_bytes(b"".join(members))
     assert main([f"--input={tmp_path}/a.gz", f"--output={tmp_path}/out", AS_OF]) == 0
     assert tables(tmp_path / "out") == MORNING_TABLES
+
+
+def test_two_users_of_one_hash_have_sessions_of_their_own(tmp_path):
+    stranger = twin_of("ann")
+    records = [
+        event(0, "ann", event_id="e0"),
+        event(60, "ann", event_id="e1"),
+        event(120, stranger, event_id="e2"),
+        event(180, stranger, kind="session_end", event_id="e3"),
+        event(240, "ann", event_id="e4"),
+    ]
+    source, out = written(tmp_path / "a.ndjson", lines_of(records)), tmp_path / "out"
+    assert main([f"--input={source}", f"--output={out}", AS_OF]) == 0
+    assert tables(out)["user_sessions"] == sorted(
+        [
+            ("ann", nine(0), nine(4), 240.0, 3, 0, "timeout"),
+            (stranger, nine(2), nine(3), 60.0, 1, 0, "session_end"),
+        ]
+    )
+
+
+def test_a_key_tells_events_apart_that_are_made_to_be_one(tmp_path, monkeypatch, capfd):
+    records = [
+        event(0, "ann", event_id=twin_of("e-1")),
+        event(0, "bob", event_id="e-1"),
+        event(0, "bob", event_id="e-1"),
+    ]
+    source, out = written(tmp_path / "a.ndjson", lines_of(records)), tmp_path / "out"
+    run = [f"--input={source}", f"--output={out}", AS_OF]
+    assert main(run) == 0
+    assert verdicts(out) == {"on_time": 3, "accepted": 1, "duplicate": 2}
+
+    monkeypatch.setenv("HASH_KEY", "a key of many bytes")
+    keyed = [*run, "--hash_key=env:HASH_KEY"]
+    assert main(keyed) == 2  # other results lie there
+    assert "settings.hash_key was absent, is" in capfd.readouterr().err
+    assert main([*keyed, "--overwrite"]) == 0
+    assert verdicts(out) == {"on_time": 3, "accepted": 2, "duplicate": 1}
+    assert query(out, "SELECT count(*) FROM events") == [(2,)]
+
+    monkeypatch.setenv("HASH_KEY", "another of many bytes")
+    assert main(keyed) == 2
+    assert "settings.hash_key was " in capfd.readouterr().err
+    left = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
+    assert b"many bytes" not in left
+
+
+def test_made_users_raise_no_count_above_the_events_of_its_window(tmp_path):
+    made = texts_of(np.arange(4096, dtype=np.uint64) << np.uint64(52))  # an infinite estimate
+    records = [event(0, user) for user in (*made, "ann", "ann")]
+    source, out = written(tmp_path / "a.ndjson", lines_of(records)), tmp_path / "out"
+    assert main([f"--input={source}", f"--output={out}", "--dedupe=coordinates", AS_OF]) == 0
+    assert tables(out)["active_users"] == [
+        (nine(start), nine(start + 5), 4098) for start in range(-4, 1)
+    ]
+
+
+def test_users_whose_hashes_meet_in_other_minutes_end_no_run(tmp_path):
+    golden, mask = 0x9E3779B97F4A7C15, 2**64 - 1  # what first_names mixes minutes in by
+    minute = int(NINE.timestamp()) // 60
+    meets = hash_of("ann") ^ (minute * golden & mask) ^ ((minute + 1) * golden & mask)
+    (stranger,) = texts_of([meets])
+    source = written(tmp_path / "a.ndjson", lines_of([event(10, "ann"), event(70, stranger)]))
+    out = tmp_path / "out"
+    assert main([f"--input={source}", f"--output={out}", AS_OF]) == 0
+    assert tables(out)["user_sessions"] == sorted(
+        [
+            ("ann", nine(0, 10), nine(0, 10), 0.0, 1, 0, "timeout"),
+            (stranger, nine(1, 10), nine(1, 10), 0.0, 1, 0, "timeout"),
+        ]
+    )
 
 
 def test_the_order_of_lines_changes_nothing(tmp_path):

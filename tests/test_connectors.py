@@ -51,6 +51,19 @@ def test_a_format_that_is_named_is_not_questioned(logs):
     assert source_of(f"--input={logs}/*.log", "--format=ndjson").format == "ndjson"
 
 
+def test_a_topics_reader_knows_the_key_that_its_state_was_made_with(monkeypatch):
+    monkeypatch.setenv("KEY", "a key of many bytes")
+    config, _ = parse(
+        [
+            *("--input=kafka:views", "--kafka_bootstrap_servers=b:9092", "--kafka_until_end"),
+            "--hash_key=env:KEY",
+        ]
+    )
+    read = open_source(config).read
+    assert read.settings == config.state_settings
+    assert read.settings.endswith(f"of fingerprint {config.hash_key.fingerprint}")
+
+
 def test_what_a_run_does_not_use_is_not_imported(logs):
     program = (
         "import sys; from beam_pipelines.connectors import open_source; "

@@ -1,9 +1,11 @@
 import logging
+import re
 
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions
 
 from beam_pipelines.config import ActivityConfig, CassandraConfig, KafkaConfig
+from beam_pipelines.model.hash_key import HashKey
 from beam_pipelines.model.secret import Secret
 from beam_pipelines.model.time_rule import TimeRule
 from beam_pipelines.options import ActivityOptions, parse
@@ -50,6 +52,7 @@ def test_without_flags_the_demo_runs_in_process_into_out():
         session_gap_s=1800,
         early_firing_s=10,
         dedupe="auto",
+        hash_key=None,
         shards=8,
         demo_events=200_000,
         seed=1,
@@ -59,7 +62,8 @@ def test_without_flags_the_demo_runs_in_process_into_out():
     )
 
 
-def test_every_flag_reaches_the_config():
+def test_every_flag_reaches_the_config(monkeypatch):
+    monkeypatch.setenv("KEY", "a key of many bytes")
     config = config_of(
         *("--input=logs/*.gz", "--format", "ndjson", "--fields=event_time=ts, user_id=uid"),
         *("--event_types=pageview=page_view,tap=click", "--output", "/data/out/"),
@@ -67,6 +71,7 @@ def test_every_flag_reaches_the_config():
         *("--dead_letters=d", "--out_of_orderness_s=1", "--allowed_lateness_s=2"),
         *("--future_tolerance_s=3", "--window_s=4", "--users_window_s=6", "--users_period_s=5"),
         *("--session_gap_s=7", "--early_firing_s=8", "--dedupe=payload", "--as_of", "9"),
+        "--hash_key=env:KEY",
         *("--shards=12", "--demo_events=10", "--seed=11", "--overwrite"),
         "--max_invalid=0.1",
     )
@@ -89,6 +94,7 @@ def test_every_flag_reaches_the_config():
         session_gap_s=7,
         early_firing_s=8,
         dedupe="payload",
+        hash_key=HashKey.look_up("env:KEY"),
         shards=12,
         demo_events=10,
         seed=11,
@@ -376,6 +382,51 @@ def test_state_can_go_on_with_the_flags_it_was_made_with_only():
         *("--window_s=1", "--users_window_s=60", "--users_period_s=1", "--session_gap_s=1"),
     ):
         assert config_of(*CLUSTER, flag).state_settings != config_of(*CLUSTER).state_settings, flag
+
+
+def test_state_results_and_a_key_belong_together(monkeypatch):
+    fingerprints = set()
+    monkeypatch.setenv("OTHER", "another of many bytes")
+    monkeypatch.setenv("KEY", "a key of many bytes")
+    for flag in ("--hash_key=env:KEY", "--hash_key=env:OTHER"):
+        config = config_of(*CLUSTER, flag)
+        fingerprint = config.settings_identity()["hash_key"]
+        assert re.fullmatch("[0-9a-f]{8}", fingerprint)
+        assert config.state_settings.endswith(f" --hash_key of fingerprint {fingerprint}")
+        assert "many bytes" not in repr(config)
+        fingerprints.add(fingerprint)
+    assert len(fingerprints) == 2
+    assert "hash_key" not in config_of(*CLUSTER).settings_identity()
+    assert "hash_key" not in config_of(*CLUSTER).state_settings
+
+
+@pytest.mark.parametrize(
+    ("secret", "message"),
+    [
+        (None, "--hash_key: the environment variable KEY is not set in this process"),
+        ("", "--hash_key: the secret env:KEY is empty"),
+        ("fifteen bytes..", "--hash_key: the key in env:KEY has 15 bytes, fewer than 16"),
+    ],
+)
+def test_a_key_that_is_missing_or_short_is_refused(secret, message, monkeypatch, capsys):
+    if secret is None:
+        monkeypatch.delenv("KEY", raising=False)
+    else:
+        monkeypatch.setenv("KEY", secret)
+    with pytest.raises(SystemExit) as exit:
+        parse(["--hash_key=env:KEY"])
+    assert exit.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(message)
+    assert "fifteen" not in shown
+
+
+def test_a_key_that_is_given_itself_is_not_shown(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--hash_key=0123456789abcdef"])
+    shown = capsys.readouterr().err
+    assert shown.startswith("--hash_key: a secret is given as env:NAME or file:PATH")
+    assert "0123456789abcdef" not in shown
 
 
 def test_what_decides_the_results_is_their_identity():

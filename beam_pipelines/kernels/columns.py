@@ -26,9 +26,14 @@ def hashes_of(column: pa.Array) -> np.ndarray:
     """Return a uint64 hash of each value: of its text, or the value if it is a hash itself."""
     if pa.types.is_uint64(column.type):
         return hashes(column)
-    if not (pa.types.is_string(column.type) or pa.types.is_binary(column.type)):
-        column = column.cast(pa.string())
-    return hash_strings(column)
+    return hash_strings(texts_of(column))
+
+
+def texts_of(column: pa.Array) -> pa.Array:
+    """Return a column of texts or bytes as it is, and any other as its values' texts."""
+    if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
+        return column
+    return column.cast(pa.string())
 
 
 def timestamps(values: np.ndarray) -> pa.Array:

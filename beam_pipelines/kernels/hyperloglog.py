@@ -8,9 +8,15 @@ error of the estimate is 1.04 / sqrt(4096) = 1.6 %.
 The estimate is Ertl's improved one (O. Ertl, "New cardinality estimation algorithms for
 HyperLogLog sketches", 2017, arXiv:1702.01284, algorithm 6). It has no regimes to switch
 between, and never falls when a register rises: the greatest estimate is the latest.
+
+Whoever chooses values chooses their hashes, and 4,096 made ones raise all registers to the
+top, where the estimate is infinite. So a sketch comes with the number of rows it was made
+of, and no estimate is greater: a value that occurs is in a row at least. Rows add up where
+sketches merge, so the bound never falls either.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,28 +35,50 @@ def registers_and_ranks(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return register, (_MAX_RANK - exponent).astype(np.uint8)
 
 
-def sketches(groups: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+class Sketches(NamedTuple):
+    """The sketches of some groups, sorted by group.
+
+    The registers of group i that are not zero are those of `register[starts[i]:starts[i+1]]`,
+    ascending.
+    """
+
+    group: np.ndarray  # int64
+    rows: np.ndarray  # int64, how many hashes the group has, equal ones included
+    starts: np.ndarray  # int32, one more than there are groups
+    register: np.ndarray  # uint16
+    rank: np.ndarray  # uint8
+
+
+def sketches(groups: np.ndarray, hashes: np.ndarray) -> Sketches:
     """Sketch the hashes of each group.
 
     Args:
       groups: Group of each hash: integers from 0 to less than 2^43.
       hashes: uint64.
-
-    Returns:
-      Group, register and rank (int64, uint16, uint8) of the registers that are not zero,
-      sorted by group and register.
     """
     register, rank = registers_and_ranks(hashes)
     packed = (groups.astype(np.int64) << 20) | (register << 8) | rank
     packed.sort()
+    starts = _starts(packed >> 20)
+    rows = np.diff(starts, append=len(packed))
+    group = packed[starts] >> 20
     greatest = np.ones(len(packed), bool)
     np.not_equal(packed[1:] >> 8, packed[:-1] >> 8, out=greatest[:-1])
     packed = packed[greatest]
-    return (
-        packed >> 20,
+    return Sketches(
+        group,
+        rows,
+        np.append(_starts(packed >> 20), len(packed)).astype(np.int32),
         ((packed >> 8) & (REGISTERS - 1)).astype(np.uint16),
         (packed & 0xFF).astype(np.uint8),
     )
+
+
+def _starts(groups: np.ndarray) -> np.ndarray:
+    """Return where each group of a sorted column begins."""
+    first = np.ones(len(groups), bool)
+    np.not_equal(groups[1:], groups[:-1], out=first[1:])
+    return np.flatnonzero(first)
 
 
 def merge(sketch: np.ndarray, register: np.ndarray, rank: np.ndarray) -> None:
@@ -61,14 +89,14 @@ def merge(sketch: np.ndarray, register: np.ndarray, rank: np.ndarray) -> None:
     sketch[register] = np.maximum(sketch[register], rank)
 
 
-def estimate(sketch: np.ndarray) -> float:
-    """Estimate the number of distinct hashes in a sketch (uint8[4096])."""
+def estimate(sketch: np.ndarray, rows: int) -> float:
+    """Estimate the number of distinct hashes in a sketch (uint8[4096]) of so many rows."""
     counts = np.bincount(sketch, minlength=_MAX_RANK + 1).tolist()
     z = REGISTERS * _tau(1 - counts[_MAX_RANK] / REGISTERS)
     for rank in range(_MAX_RANK - 1, 0, -1):
         z = 0.5 * (z + counts[rank])
     z += REGISTERS * _sigma(counts[0] / REGISTERS)
-    return REGISTERS * REGISTERS / (2 * math.log(2) * z) if z else math.inf
+    return min(REGISTERS * REGISTERS / (2 * math.log(2) * z), rows) if z else rows
 
 
 def _sigma(x: float) -> float:

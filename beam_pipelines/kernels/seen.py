@@ -1,16 +1,21 @@
 """A table of the ids seen so far."""
 
+import secrets
+
 import numpy as np
 
 _SMALLEST_BITS = 10
-_ZERO = np.uint64(0x9E3779B97F4A7C15)  # stands in for id 0, which marks an empty slot
+_ZERO = np.uint64(0x9E3779B97F4A7C15)  # stands in for 0, which marks an empty slot
+_HALF = np.uint64(32)
+_SECRET = [np.uint64(secrets.randbits(64) | 1) for _ in range(3)]
 
 
 class SeenTable:
     """A set of 64-bit hashes with open addressing, probed a column at a time.
 
-    An id's home is the slot that its high bits name; if that is taken, the next free one
-    after it. 12 bytes a slot, at most half of the slots used.
+    An id's home is the slot that the high bits of `_mixed` name; if that is taken, the next
+    free one after it. 12 bytes a slot, at most half of the slots used. Ids may be chosen by
+    a stranger: which of them share a home differs from process to process.
     """
 
     def __init__(self) -> None:
@@ -35,7 +40,7 @@ class SeenTable:
         """Add ids.
 
         Args:
-          ids: uint64 hashes; well mixed, as their high bits choose the slot.
+          ids: uint64 hashes.
 
         Returns:
           bool per id: whether it is the first sight of it, in this table and in `ids`.
@@ -45,7 +50,8 @@ class SeenTable:
             seen = self._slots[self._slots != 0]
             self._resize((needed - 1).bit_length())
             self._fill(seen)
-        return self._insert(np.where(ids == 0, _ZERO, ids))
+        mixed = _mixed(ids)
+        return self._insert(np.where(mixed == 0, _ZERO, mixed))
 
     def _fill(self, ids: np.ndarray) -> None:
         """Put distinct ids into the empty table: in the order of their homes, side by side."""
@@ -80,3 +86,12 @@ class SeenTable:
             pending, values = pending[other], values[other]
             places = (places[other] + 1) & self._last
         return first
+
+
+def _mixed(ids: np.ndarray) -> np.ndarray:
+    """Mix ids one to one, by numbers that nobody outside of this process knows."""
+    mixed = ids * _SECRET[0]
+    for odd in _SECRET[1:]:  # with one round fewer, multiples of 2⁵¹ could still share homes
+        mixed ^= mixed >> _HALF
+        mixed *= odd
+    return mixed

@@ -47,7 +47,7 @@ class SessionRule:
 
     @property
     def open_schema(self) -> pa.Schema:
-        """Open sessions: key hash, name, start, last (µs) and the counts so far."""
+        """Open sessions: key, its name, start, last (µs) and the counts so far."""
         return pa.schema(
             [
                 ("key", pa.uint64()),
@@ -71,11 +71,12 @@ SESSION_ROWS = pa.schema(
 
 
 class Scanned(NamedTuple):
-    """What a scan gives: sessions closed, sessions still open, ends that closed nothing."""
+    """What a scan gives: sessions closed and still open, and what it counted."""
 
     closed: pa.Table  # name, start, end (timestamps), duration_s, counts, ended_by
     still_open: pa.Table
-    ignored_ends: int
+    ignored_ends: int  # ends that closed nothing
+    nameless: int  # closed sessions whose key came without a name
 
 
 def scan(still_open: pa.Table, rows: pa.RecordBatch, until_us: int, rule: SessionRule) -> Scanned:
@@ -85,7 +86,8 @@ def scan(still_open: pa.Table, rows: pa.RecordBatch, until_us: int, rule: Sessio
       still_open: Columns of `rule.open_schema`, one row per key, each older than every
         row of `rows`.
       rows: SESSION_ROWS in any order, every one before `until_us`; together with
-        `still_open` they name every key.
+        `still_open` they name every key. A session of a key without a name is closed like
+        any other, under the key's 16 hex digits.
       until_us: No row before this time will follow: a session whose last row is at least
         the gap older is closed.
       rule: When sessions begin and end.
@@ -137,10 +139,11 @@ def scan(still_open: pa.Table, rows: pa.RecordBatch, until_us: int, rule: Sessio
 
     name_of = _names(order, key, names, first_row)
     closed, kept = np.flatnonzero(over), np.flatnonzero(~over)
+    closed_names = name_of.take(pa.array(closed))
     return Scanned(
         pa.table(
             {
-                "name": name_of.take(pa.array(closed)),
+                "name": _named(closed_names, session_keys[closed]),
                 "start": timestamps(began[closed]),
                 "end": timestamps(ended[closed]),
                 "duration_s": pa.array((ended - began)[closed] / 1e6),
@@ -161,6 +164,7 @@ def scan(still_open: pa.Table, rows: pa.RecordBatch, until_us: int, rule: Sessio
             schema=rule.open_schema,
         ),
         int(ignored.sum()),
+        closed_names.null_count,
     )
 
 
@@ -204,23 +208,34 @@ def _order(keys: np.ndarray, times: np.ndarray, kinds: np.ndarray, rule: Session
 
 
 def _names(order: np.ndarray, key: np.ndarray, names: pa.Array, rows: np.ndarray) -> pa.Array:
-    """Return the name of the key of each sorted row, from any row of the key that has one."""
+    """Return the name of the key of each sorted row, from any row of the key that has one.
+
+    Null where none has. That would be a fault, but it is in state: to raise here would end
+    the job at every attempt.
+    """
     group = np.zeros(len(key), np.int64)
     np.cumsum(key[1:] != key[:-1], out=group[1:])
     named = np.flatnonzero(names.is_valid().to_numpy(zero_copy_only=False)[order])
     source = np.full(int(group[-1]) + 1 if len(group) else 0, -1, np.int64)
     source[group[named]] = order[named]
     wanted = source[group[rows]]
-    if (wanted < 0).any():
-        raise ValueError("a row came without the name of its key")
-    return names.take(pa.array(wanted))
+    return names.take(pa.array(wanted, mask=wanted < 0))
+
+
+def _named(names: pa.Array, keys: np.ndarray) -> pa.Array:
+    """Put a key's 16 hex digits where its name is missing."""
+    if names.null_count == 0:
+        return names
+    filled = zip(names.to_pylist(), keys.tolist(), strict=True)
+    return pa.array([f"{key:016x}" if name is None else name for name, key in filled], names.type)
 
 
 def first_names(keys: np.ndarray, minutes: np.ndarray, names: pa.Array) -> pa.Array:
     """Keep a name on at least one row of each key and minute, and null on most others.
 
     Args:
-      keys: uint64 hash of each name.
+      keys: uint64 hash of each name. What they are made to be decides how many names are
+        kept too many, never which are missing.
       minutes: int64, one per row.
       names: Strings without nulls.
     """
@@ -231,5 +246,6 @@ def first_names(keys: np.ndarray, minutes: np.ndarray, names: pa.Array) -> pa.Ar
     owner = np.empty(1 << len(keys).bit_length(), np.int64)
     owner[slots[::-1]] = np.arange(len(keys))[::-1]  # the first row of a slot owns it
     owner = owner[slots]
-    kept = (owner == np.arange(len(keys))) | (mixed[owner] != mixed)
+    kept = owner == np.arange(len(keys))
+    kept |= (keys[owner] != keys) | (minutes[owner] != minutes)
     return pc.if_else(pa.array(kept), names, pa.scalar(None, names.type))

@@ -30,8 +30,9 @@ _PENDING_PARTIALS = 16  # partials an accumulator holds before it merges them
 
 _SKETCH = pa.schema(
     [
-        pa.field("register", pa.uint16(), nullable=False),
-        pa.field("rank", pa.uint8(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("register", pa.list_(pa.uint16()), nullable=False),  # ascending
+        pa.field("rank", pa.list_(pa.uint8()), nullable=False),
     ]
 )
 
@@ -98,8 +99,9 @@ class CountDistinctPerWindow(beam.PTransform):
     """Estimate the number of distinct values of a column in event-time windows.
 
     The estimate has a standard error of 1.6 % (`kernels.hyperloglog` gives the rule; the
-    hash is `kernels.hashing.hash_strings`). It depends on the set of values alone, not on
-    their order or division, and never falls from one firing of a window to the next. Null
+    hash is `kernels.hashing.hash_strings`), unless values were chosen by their hashes, and is
+    never greater than the number of rows in the window. It depends on these values alone, not
+    on their order or division, and never falls from one firing of a window to the next. Null
     is no value, as in SQL's COUNT(DISTINCT): a window with nothing else has no row.
 
     Input: batches with `event_time` and column `of`, in the global window, each stamped
@@ -274,9 +276,9 @@ class _SketchFn(_PartialsFn):
         hashes = hashes_of(rows[self.column])
         shards = shards_of(hashes, self.shards).astype(np.int64)
         low = int(slices.min()) if len(slices) else 0
-        group, register, rank = hyperloglog.sketches((slices - low) * self.shards + shards, hashes)
-        sketch = pa.RecordBatch.from_arrays([pa.array(register), pa.array(rank)], schema=_SKETCH)
-        return group // self.shards + low, group % self.shards, sketch
+        sketches = hyperloglog.sketches((slices - low) * self.shards + shards, hashes)
+        group, *sketch = sketches
+        return group // self.shards + low, group % self.shards, _sketch_rows(*sketch)
 
 
 class _WindowedRowsFn(beam.DoFn):
@@ -325,19 +327,30 @@ def _to_windows(
         yield TimestampedValue(((0, end_s), sketch), Timestamp(micros=stamp))
 
 
+def _sketch_rows(
+    rows: np.ndarray, starts: np.ndarray, register: np.ndarray, rank: np.ndarray
+) -> pa.RecordBatch:
+    """Return a row for each sketch."""
+    lists = [pa.ListArray.from_arrays(starts, pa.array(column)) for column in (register, rank)]
+    return pa.RecordBatch.from_arrays([pa.array(rows), *lists], schema=_SKETCH)
+
+
 def _merged_sketches(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    sketch = _dense(batches)
+    sketch, rows = _dense(batches)
     register = np.flatnonzero(sketch)
-    return pa.RecordBatch.from_arrays(
-        [pa.array(register.astype(np.uint16)), pa.array(sketch[register])], schema=_SKETCH
-    )
+    starts = np.array([0, len(register)], np.int32)
+    return _sketch_rows(np.array([rows]), starts, register.astype(np.uint16), sketch[register])
 
 
-def _dense(batches: list[pa.RecordBatch]) -> np.ndarray:
-    sketch = np.zeros(hyperloglog.REGISTERS, np.uint8)
+def _dense(batches: list[pa.RecordBatch]) -> tuple[np.ndarray, int]:
+    """Merge sketches; returns all registers, and the rows they were made of."""
+    sketch, rows = np.zeros(hyperloglog.REGISTERS, np.uint8), 0
     for batch in batches:
-        hyperloglog.merge(sketch, batch["register"].to_numpy(), batch["rank"].to_numpy())
-    return sketch
+        for row in range(len(batch)):
+            register, rank = (batch[name][row].values for name in ("register", "rank"))
+            hyperloglog.merge(sketch, register.to_numpy(), rank.to_numpy())
+        rows += int(batch["rows"].to_numpy().sum())
+    return sketch, rows
 
 
 def _count_columns(merged: pa.RecordBatch) -> list[pa.Array]:
@@ -345,7 +358,7 @@ def _count_columns(merged: pa.RecordBatch) -> list[pa.Array]:
 
 
 def _estimate_columns(merged: pa.RecordBatch) -> list[pa.Array]:
-    return [pa.array([round(hyperloglog.estimate(_dense([merged])))], pa.int64())]
+    return [pa.array([round(hyperloglog.estimate(*_dense([merged])))], pa.int64())]
 
 
 def _into(

@@ -20,11 +20,13 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.typehints import typehints
 from apache_beam.utils.timestamp import Timestamp
 
-from beam_pipelines.kernels.columns import divided, hashes_of, micros, shards_of
+from beam_pipelines.kernels.columns import divided, hashes_of, micros, shards_of, texts_of
 from beam_pipelines.kernels.hashing import hash_with
 from beam_pipelines.kernels.key_groups import shard_labels
+from beam_pipelines.kernels.secure_hashing import secure_hashes
 from beam_pipelines.kernels.seen import SeenTable
 from beam_pipelines.model.batches import Rows, hint_of, lateness_of
+from beam_pipelines.model.hash_key import HashKey, key_of
 from beam_pipelines.model.records import EVENT_TIME, timed_schema_of
 from beam_pipelines.model.time_rule import SLACK_S
 from beam_pipelines.telemetry import Counter
@@ -57,25 +59,31 @@ class Deduplicate(beam.PTransform):
     bounded input all are kept until the end.
 
     Identities are compared by a 64-bit hash: of a billion rows within the horizon, two
-    different ones share a hash with a chance of 3 %.
+    different ones share a hash with a chance of 3 %. Who knows a row's identity can make
+    another row of its hash; with a `hash_key` nobody can who doesn't know it.
 
     Args:
       by: Column that, with the event time, identifies a row; a uint64 column is taken as
         the hash itself. Rows in which it is null share one identity per event time (with
         the empty text's): give each row an id, or the others are counted as duplicates.
       shards: Parts that the ids are divided into.
+      hash_key: Of the hash that identities are compared by; None: MurmurHash.
 
     Raises:
-      ValueError: a column is missing, the batches were windowed, or they are unbounded and
-        nobody has judged their lateness.
+      ValueError: a column is missing, the batches were windowed, they are unbounded and
+        nobody has judged their lateness, or there is a `hash_key` for hashes (give it to
+        what made them).
     """
 
     by: str
     shards: int = SHARDS
+    hash_key: HashKey | None = None
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
         schema = timed_schema_of(batches, self.by)
         require_global_window(batches, "Deduplicate")
+        if self.hash_key and pa.types.is_uint64(schema.field(self.by).type):
+            raise ValueError(f"{self.by} holds hashes: give the hash_key to what makes them")
         batch = hint_of(batches)
         lateness_s = lateness_of(batches, "Deduplicate")
         keyed = typehints.Tuple[typehints.Tuple[int, int], batch]
@@ -83,17 +91,19 @@ class Deduplicate(beam.PTransform):
             batches
             | "By identity"
             >> beam.ParDo(
-                _ByIdentityFn(schema, self.by, self.shards, batches.is_bounded)
+                _ByIdentityFn(schema, self.by, self.shards, batches.is_bounded, self.hash_key)
             ).with_output_types(keyed)
             | "First sights"
             >> beam.ParDo(
-                _FirstSightsFn(self.by, lateness_s, batches.is_bounded)
+                _FirstSightsFn(self.by, lateness_s, batches.is_bounded, self.hash_key)
             ).with_output_types(batch)
         )
 
 
-def _identities(rows: pa.RecordBatch, by: str) -> np.ndarray:
+def _identities(rows: pa.RecordBatch, by: str, key: bytes) -> np.ndarray:
     column = rows[by]
+    if key:
+        return secure_hashes(texts_of(column), key, b"name and time", micros(rows[EVENT_TIME]))
     if not pa.types.is_uint64(column.type):
         return hash_with(hashes_of(column), micros(rows[EVENT_TIME]))
     if not column.null_count:
@@ -111,14 +121,25 @@ class _ByIdentityFn(GatheringFn):
     small ones, and what is behind is paid for by the element.
     """
 
-    def __init__(self, schema: pa.Schema, by: str, shards: int, bounded: bool) -> None:
+    def __init__(
+        self,
+        schema: pa.Schema,
+        by: str,
+        shards: int,
+        bounded: bool,
+        hash_key: HashKey | None = None,
+    ) -> None:
         super().__init__(tuple(schema.names))
         self.by = by
         self.shards = shards
         self.bounded = bounded
+        self.hash_key = hash_key
+
+    def setup(self) -> None:
+        self._key = key_of(self.hash_key)
 
     def work(self, rows: pa.RecordBatch, earliest: Timestamp) -> Iterator:
-        keys = shards_of(_identities(rows, self.by), self.shards).astype(np.int64)
+        keys = shards_of(_identities(rows, self.by, self._key), self.shards).astype(np.int64)
         if not self.bounded:
             keys += micros(rows[EVENT_TIME]) // (BUCKET_S * _SECOND_US) * self.shards
         for key, part in divided(rows, keys):
@@ -130,8 +151,9 @@ class _FirstSightsFn(beam.DoFn):
     TOKEN = ReadModifyWriteStateSpec("token", BytesCoder())
     FORGET = TimerSpec("forget", TimeDomain.WATERMARK)
 
-    def __init__(self, by: str, lateness_s: int, bounded: bool) -> None:
+    def __init__(self, by: str, lateness_s: int, bounded: bool, hash_key: HashKey | None) -> None:
         self.by = by
+        self.hash_key = hash_key
         self.kept_s = lateness_s + SLACK_S
         self.bounded = bounded
         self.stage = f"dedupe-{uuid.uuid4()}"
@@ -140,6 +162,7 @@ class _FirstSightsFn(beam.DoFn):
 
     def setup(self) -> None:
         tune_worker()
+        self._key = key_of(self.hash_key)
         self.journal = Journal(self.stage, _seen_table)
 
     def start_bundle(self) -> None:
@@ -156,7 +179,7 @@ class _FirstSightsFn(beam.DoFn):
         key, rows = element
         if len(rows) == 0:
             return
-        ids = _identities(rows, self.by)
+        ids = _identities(rows, self.by, self._key)
         table = self.journal.table(key, pages, token)
         if len(table) == 0:
             forget.set(self._forgotten_at(key[1]))

@@ -15,7 +15,9 @@ from beam_pipelines.kernels.columns import micros
 from beam_pipelines.kernels.dead_letters import dead_letters
 from beam_pipelines.kernels.decode import Decoder, Rejection
 from beam_pipelines.kernels.hashing import hash_strings, hash_with
+from beam_pipelines.kernels.secure_hashing import secure_hashes
 from beam_pipelines.model.batches import BatchOf, Rows, concatenated
+from beam_pipelines.model.hash_key import HashKey, key_of
 from beam_pipelines.model.records import DEAD_LETTERS, EVENT_TIME, PAYLOADS, parsed_schema
 from beam_pipelines.model.span import Span, spanned
 from beam_pipelines.telemetry import Counter
@@ -51,9 +53,13 @@ class Parse(beam.PTransform):
     `payload`: always of the payload; `coordinates`: of topic, partition and offset, so
     that every record is an event of its own.
 
+    The hash can be inverted: who knows the id and time of an event can make a record of
+    another id that shares its identity. With a `hash_key` nobody can who doesn't know it.
+
     Args:
       decoder: Turns payloads into columns, and rejects what it can't.
       identify_by: A column of the decoder's schema, `payload` or `coordinates`.
+      hash_key: Makes identities of columns and payloads; None: MurmurHash does.
 
     Raises:
       ValueError: there is no such column, or the batches were windowed.
@@ -61,6 +67,7 @@ class Parse(beam.PTransform):
 
     decoder: Decoder
     identify_by: str = PAYLOAD
+    hash_key: HashKey | None = None
 
     def __post_init__(self) -> None:
         known = (*self.decoder.schema.names, PAYLOAD, COORDINATES)
@@ -71,7 +78,7 @@ class Parse(beam.PTransform):
     def expand(self, payloads: beam.PCollection) -> Parsed:
         require_global_window(payloads, "Parse")
         outputs = payloads | "Decode" >> beam.ParDo(
-            _ParseFn(self.decoder, self.identify_by)
+            _ParseFn(self.decoder, self.identify_by, self.hash_key)
         ).with_outputs("dead_letters", main="rows")
         outputs.rows.element_type = spanned(BatchOf(parsed_schema(self.decoder.schema)))
         outputs.dead_letters.element_type = BatchOf(DEAD_LETTERS)
@@ -97,12 +104,16 @@ class _ParseFn(beam.DoFn):
     yields a small batch for each. Nothing outlives the bundle.
     """
 
-    def __init__(self, decoder: Decoder, identify_by: str) -> None:
+    def __init__(self, decoder: Decoder, identify_by: str, hash_key: HashKey | None = None) -> None:
         self.decoder = decoder
         self.identify_by = identify_by
+        self.hash_key = hash_key
         self.schema = parsed_schema(decoder.schema)
         self.read = Counter("read")
         self.invalid = Counter("invalid")
+
+    def setup(self) -> None:
+        self._key = key_of(self.hash_key)
 
     def start_bundle(self) -> None:
         self._waiting: list[_Waiting] = []
@@ -172,10 +183,20 @@ class _ParseFn(beam.DoFn):
             partition = hash_strings(pa.array([f"{span.topic}\0{span.partition}"]))
             return hash_with(np.repeat(partition, len(records)), micros(records["offset"]))
         if self.identify_by == PAYLOAD:
-            return hash_strings(records["payload"])
+            return self._of_payloads(records["payload"])
         named = rows[self.identify_by]
-        identity = hash_with(hash_strings(named), micros(rows[EVENT_TIME]))
+        identity = self._of_names(named, micros(rows[EVENT_TIME]))
         if named.null_count:
             unnamed = np.flatnonzero(named.is_null().to_numpy(zero_copy_only=False))
-            identity[unnamed] = hash_strings(records["payload"].take(pa.array(unnamed)))
+            identity[unnamed] = self._of_payloads(records["payload"].take(pa.array(unnamed)))
         return identity
+
+    def _of_names(self, names: pa.Array, times: np.ndarray) -> np.ndarray:
+        if self._key:
+            return secure_hashes(names, self._key, b"name and time", times)
+        return hash_with(hash_strings(names), times)
+
+    def _of_payloads(self, payloads: pa.Array) -> np.ndarray:
+        return (
+            secure_hashes(payloads, self._key, b"payload") if self._key else hash_strings(payloads)
+        )

@@ -10,9 +10,11 @@ import pyarrow as pa
 from apache_beam.typehints import typehints
 from apache_beam.utils.timestamp import Timestamp
 
-from beam_pipelines.kernels.columns import hashes_of, micros
+from beam_pipelines.kernels.columns import micros
+from beam_pipelines.kernels.secure_hashing import secure_hashes_of_repeated
 from beam_pipelines.kernels.sessions import SESSION_ROWS, SessionRule, first_names, scan
 from beam_pipelines.model.batches import BatchOf, lateness_of, values_of
+from beam_pipelines.model.hash_key import HashKey, key_of
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP, timed_schema_of
 from beam_pipelines.telemetry import Counter
 from beam_pipelines.transforms.fold import MINUTE_US, Folded, FoldFn
@@ -20,6 +22,7 @@ from beam_pipelines.transforms.gather import SHARDS, GatheringFn, by_shard, requ
 
 _SECOND_US = 1_000_000
 _NO_MARKER = -2  # no value's code, nor the one of an open session
+_PURPOSE = b"session"
 
 
 @dataclass
@@ -37,6 +40,10 @@ class Sessionize(beam.PTransform):
     `counts`, ended_by). `ended_by` is the value of `end`, or `timeout`. (by,
     session_start) is unique.
 
+    Keys are compared by BLAKE2b of their text, cut to 64 bits: whoever chooses one needs 2⁶⁴
+    attempts to share another's sessions, or, among a million known ones, 2⁴⁴ to share any of
+    theirs; with a `hash_key`, nobody can try.
+
     Args:
       by: Column with the key.
       gap_s: Seconds of inactivity that end a session.
@@ -45,6 +52,7 @@ class Sessionize(beam.PTransform):
       end: Its value that closes one, or None.
       counts: Output column → value of `marker` counted in it.
       shards: Parts that the keys are divided into.
+      hash_key: Of the hash that keys are compared by.
 
     Raises:
       ValueError: a column or value is missing, `by` may be null, the gap isn't positive, or
@@ -58,6 +66,7 @@ class Sessionize(beam.PTransform):
     end: str | None = None
     counts: Mapping[str, str] = field(default_factory=dict)
     shards: int = SHARDS
+    hash_key: HashKey | None = None
 
     def __post_init__(self) -> None:
         if self.gap_s <= 0:
@@ -78,7 +87,7 @@ class Sessionize(beam.PTransform):
         return (
             batches
             | "By key"
-            >> beam.ParDo(_ByKeyFn(columns, self.shards)).with_output_types(
+            >> beam.ParDo(_ByKeyFn(columns, self.shards, self.hash_key)).with_output_types(
                 typehints.Tuple[int, BatchOf(SESSION_ROWS)]
             )
             | "Fold sessions"
@@ -106,23 +115,28 @@ class Sessionize(beam.PTransform):
 class _ByKeyFn(GatheringFn):
     """Keys rows by a shard of their key's hash; few of them carry the key's name."""
 
-    def __init__(self, columns: tuple[str, ...], shards: int) -> None:
+    def __init__(self, columns: tuple[str, ...], shards: int, hash_key: HashKey | None) -> None:
         super().__init__(columns)
         self.shards = shards
+        self.hash_key = hash_key
+
+    def setup(self) -> None:
+        self._key = key_of(self.hash_key)
 
     def work(self, rows: pa.RecordBatch, earliest: Timestamp) -> Iterator:
         names = rows.column(1)
-        keys = hashes_of(names)
+        keys = secure_hashes_of_repeated(names, self._key, _PURPOSE)  # of whole names
         kinds: Any = np.zeros(len(rows), np.int8)
         if rows.num_columns > 2:
             kinds = rows.column(2).indices.fill_null(_NO_MARKER)
         minutes = micros(rows[EVENT_TIME]) // MINUTE_US
+        names = first_names(keys, minutes, names)  # what goes into state
         reduced = pa.RecordBatch.from_arrays(
             [
                 pa.array(keys),
                 rows[EVENT_TIME],
                 pa.array(kinds, pa.int8()),
-                first_names(keys, minutes, names),
+                names,
             ],
             schema=SESSION_ROWS,
         )
@@ -150,12 +164,15 @@ class SessionStep:
             ]
         )
         self.ignored_ends = Counter("ignored_session_ends")
+        self.nameless = Counter("nameless_sessions")
 
     def __call__(self, state: pa.Table, rows: pa.RecordBatch, until_us: int) -> Folded:
         """Continue the open sessions, and emit the closed ones."""
         scanned = scan(state, rows, until_us, self.rule)
         if scanned.ignored_ends:
             self.ignored_ends.inc(scanned.ignored_ends)
+        if scanned.nameless:
+            self.nameless.inc(scanned.nameless)
         if len(scanned.closed) == 0:
             return Folded(scanned.still_open, None)
         columns: list[Any] = [column.combine_chunks() for column in scanned.closed.columns]

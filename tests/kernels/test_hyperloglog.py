@@ -5,11 +5,13 @@ from hypothesis import strategies as st
 
 from beam_pipelines.kernels import hyperloglog as hll
 
+MANY = 2**62
+
 
 def dense(hashes):
     sketch = np.zeros(hll.REGISTERS, np.uint8)
-    _, register, rank = hll.sketches(np.zeros(len(hashes), np.int64), hashes)
-    hll.merge(sketch, register, rank)
+    sketches = hll.sketches(np.zeros(len(hashes), np.int64), hashes)
+    hll.merge(sketch, sketches.register, sketches.rank)
     return sketch
 
 
@@ -33,13 +35,16 @@ def test_registers_follow_the_rule(hashes):
 def test_groups_are_sketched_apart(rows):
     groups = np.array([g for g, _ in rows], np.int64)
     hashes = np.array([h for _, h in rows], np.uint64)
-    group, register, rank = hll.sketches(groups, hashes)
-    assert sorted(zip(group.tolist(), register.tolist(), strict=True)) == list(
-        zip(group.tolist(), register.tolist(), strict=True)
-    )
-    for g in set(groups.tolist()):
+    sketches = hll.sketches(groups, hashes)
+    assert sketches.group.tolist() == sorted(set(groups.tolist()))
+    assert len(sketches.starts) == len(sketches.group) + 1
+    for i, g in enumerate(sketches.group.tolist()):
+        assert sketches.rows[i] == (groups == g).sum()
+        registers = slice(sketches.starts[i], sketches.starts[i + 1])
+        register = sketches.register[registers]
+        assert register.tolist() == sorted(set(register.tolist()))
         sketch = np.zeros(hll.REGISTERS, np.uint8)
-        hll.merge(sketch, register[group == g], rank[group == g])
+        hll.merge(sketch, register, sketches.rank[registers])
         assert sketch.tolist() == naive_sketch(hashes[groups == g].tolist())
 
 
@@ -48,12 +53,28 @@ def test_estimates_lie_within_their_error(distinct):
     errors = []
     for seed in range(5):
         hashes = np.random.default_rng(seed).integers(0, 2**64 - 1, distinct, np.uint64)
-        errors.append(hll.estimate(dense(hashes)) / distinct - 1)
+        errors.append(hll.estimate(dense(hashes), MANY) / distinct - 1)
     assert max(map(abs, errors)) < 3.5 * 0.01625 + 0.5 / distinct
 
 
 def test_an_empty_sketch_counts_nothing():
-    assert hll.estimate(np.zeros(hll.REGISTERS, np.uint8)) == 0.0
+    assert hll.estimate(np.zeros(hll.REGISTERS, np.uint8), 0) == 0.0
+
+
+@pytest.mark.parametrize("made", [4_000, 4_095, 4_096])
+def test_made_hashes_raise_no_estimate_above_the_number_of_rows(made):
+    hashes = np.random.default_rng(1).integers(0, 2**64 - 1, 100_000, np.uint64)
+    top = np.arange(made, dtype=np.uint64) << np.uint64(52)  # register i, rank 53
+    estimate = hll.estimate(dense(np.concatenate([hashes, top])), 100_000 + made)
+    assert estimate == 100_000 + made
+
+
+@given(st.lists(st.integers(0, 53), min_size=1, max_size=60), st.integers(1, MANY))
+def test_an_estimate_is_finite_and_never_falls_when_rows_are_added(ranks, rows):
+    sketch = np.resize(np.array(ranks, np.uint8), hll.REGISTERS)
+    estimate = hll.estimate(sketch, rows)
+    assert 0 <= estimate <= rows
+    assert hll.estimate(sketch, rows + 1) >= estimate
 
 
 @given(
@@ -63,17 +84,17 @@ def test_an_empty_sketch_counts_nothing():
 )
 def test_the_estimate_never_falls_when_a_register_rises(ranks, register, rank):
     sketch = np.resize(np.array(ranks, np.uint8), hll.REGISTERS)
-    before = hll.estimate(sketch)
+    before = hll.estimate(sketch, MANY)
     hll.merge(sketch, np.array([register], np.uint16), np.array([rank], np.uint8))
-    assert hll.estimate(sketch) >= before
+    assert hll.estimate(sketch, MANY) >= before
 
 
 def test_the_estimate_never_falls_while_values_come():
     sketch, before = np.zeros(hll.REGISTERS, np.uint8), 0.0
     values = np.random.default_rng(7).integers(0, 2**64 - 1, 40_000, np.uint64)
     for part in np.split(values, 400):
-        _, register, rank = hll.sketches(np.zeros(len(part), np.int64), part)
-        hll.merge(sketch, register, rank)
-        estimate = hll.estimate(sketch)
+        sketches = hll.sketches(np.zeros(len(part), np.int64), part)
+        hll.merge(sketch, sketches.register, sketches.rank)
+        estimate = hll.estimate(sketch, MANY)
         assert estimate >= before
         before = estimate

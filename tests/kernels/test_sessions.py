@@ -115,6 +115,43 @@ def test_events_at_the_instant_of_an_end_belong_to_the_ended_session():
     assert as_tuples(scan(NONE_OPEN, rows, 11, RULE).closed) == [("a", 5, 10, 1, 1, "bye")]
 
 
+def test_keys_made_to_meet_in_other_minutes_keep_their_names():
+    golden, mask = 0x9E3779B97F4A7C15, 2**64 - 1  # by which minutes are mixed into the key
+    for key in (7, 7 ^ (10 * golden & mask) ^ (11 * golden & mask)):
+        for minutes in ([10, 11], [11, 10], [10, 10]):
+            keys = np.array([7, key], np.uint64)
+            kept = first_names(keys, np.array(minutes), pa.array(["ann", "bob"])).to_pylist()
+            once = key == 7 and minutes == [10, 10]
+            assert kept == ["ann", None if once else "bob"]
+
+
+def test_minutes_of_a_key_that_share_a_slot_keep_their_names():
+    minutes = np.arange(100)
+    kept = first_names(np.full(100, 7, np.uint64), minutes, pa.array(["ann"] * 100))
+    assert kept.null_count == 0
+
+
+def test_a_session_of_a_key_without_a_name_is_closed_under_the_keys_digits():
+    rows = session_rows([("a", 100, VIEW), ("b", 101, CLICK), ("b", 102, CLICK)])
+    nameless = rows.set_column(3, SESSION_ROWS.field("name"), pa.array(["a", None, None]))
+    scanned = scan(NONE_OPEN, nameless, FOREVER, RULE)
+    digits = f"{rows['key'][1].as_py():016x}"
+    assert sorted(as_tuples(scanned.closed)) == sorted(
+        [("a", 100, 100, 1, 0, "timeout"), (digits, 101, 102, 0, 2, "timeout")]
+    )
+    assert scanned.nameless == 1
+
+
+def test_a_name_that_comes_later_names_an_open_session():
+    rows = session_rows([("a", 100, VIEW)])
+    nameless = rows.set_column(3, SESSION_ROWS.field("name"), pa.nulls(1, pa.string()))
+    waiting = scan(NONE_OPEN, nameless, 101, RULE)
+    assert (waiting.still_open["name"].to_pylist(), waiting.nameless) == ([None], 0)
+    done = scan(waiting.still_open, session_rows([("a", 102, VIEW)]), FOREVER, RULE)
+    assert as_tuples(done.closed) == [("a", 100, 102, 2, 0, "timeout")]
+    assert done.nameless == 0
+
+
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3)), min_size=1, max_size=300))
 def test_every_key_and_minute_keeps_its_name(rows):
     names = pa.array([f"user-{key}" for key, _ in rows])

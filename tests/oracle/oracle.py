@@ -140,9 +140,13 @@ class Oracle:
 
     def _count_active_users(self) -> None:
         windows = self.rows(
-            "SELECT window_start, window_end, list(user_id) FROM users_of_windows GROUP BY ALL"
+            "SELECT window_start, window_end, list(user_id), sum(events) FROM users_of_windows "
+            "GROUP BY ALL"
         )
-        counts = [(start, end, estimate(users), len(users)) for start, end, users in windows]
+        counts = [
+            (start, end, min(estimate(users), events), len(users))
+            for start, end, users, events in windows
+        ]
         columns = ("window_start", "window_end", "active_users", "truly_active")
         values = zip(*counts, strict=True) if counts else [()] * len(columns)
         arrays = [pa.array(column, pa.int64()) for column in values]

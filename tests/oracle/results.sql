@@ -49,7 +49,8 @@ FROM accepted
 WHERE event_type = 'page_view'
 GROUP BY ALL;
 
--- Which users each window holds: a window starts at every multiple of the period.
+-- Which users each window holds, with how many events: a window starts at every multiple of
+-- the period.
 CREATE TABLE users_of_windows AS
 WITH starts AS (
     SELECT
@@ -62,9 +63,13 @@ WITH starts AS (
         )) AS window_start
     FROM accepted
 )
-SELECT DISTINCT
-    window_start, window_start + getvariable('users_window_us') AS window_end, user_id
-FROM starts;
+SELECT
+    window_start,
+    window_start + getvariable('users_window_us') AS window_end,
+    user_id,
+    count(*) AS events
+FROM starts
+GROUP BY ALL;
 
 -- Sessions: a fold over each user's events, one after the other. The state is the session
 -- that is open, if any, how many there were, and `places`: the number of the session that

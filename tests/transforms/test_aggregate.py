@@ -1,6 +1,7 @@
 """Counts and distinct counts under a moved watermark: every pane is asserted."""
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -11,6 +12,7 @@ from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.model.windows import WindowPolicy
 from beam_pipelines.testing import BatchStream, RowsWithPanesFn, rows_in_seconds, stream_pipeline
 from beam_pipelines.transforms.aggregate import CountDistinctPerWindow, CountPerWindow
+from tests.murmur import texts_of
 
 VISITS = pa.schema(
     [
@@ -116,6 +118,23 @@ def test_a_late_row_passes_both_windowings_of_a_distinct_count():
         ("ON_TIME", (-60, 60, 2)),
         ("LATE", (-60, 60, 3)),
         ("ON_TIME", (0, 120, 3)),
+    ]
+
+
+def test_no_distinct_count_is_greater_than_the_rows_of_its_window():
+    made = texts_of(np.arange(4096, dtype=np.uint64) << np.uint64(52))  # all registers, full
+    stream = (
+        BatchStream(VISITS)
+        .add(*(visit for page in made[:3000] for visit in visits(10, page=page)))
+        .add(*(visit for page in made[3000:4000] for visit in visits(70, page=page)))
+        .watermark(61)
+        .add(*(visit for page in made[4000:] for visit in visits(50, page=page)))  # late
+    )
+    assert panes(stream, CountDistinctPerWindow("page", WindowPolicy.sliding(120, 60))) == [
+        ("ON_TIME", (-60, 60, 3000)),
+        ("LATE", (-60, 60, 3096)),
+        ("ON_TIME", (0, 120, 4096)),
+        ("ON_TIME", (60, 180, 1000)),
     ]
 
 

@@ -6,10 +6,12 @@ from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines.model.batches import BatchOf, batch_of_rows
+from beam_pipelines.model.hash_key import HashKey
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.model.time_rule import SLACK_S
 from beam_pipelines.testing import BatchStream, rows_in_seconds, stream_pipeline
 from beam_pipelines.transforms.dedupe import BUCKET_S, Deduplicate, _ByIdentityFn
+from tests.murmur import twin_of
 
 ORDERS = pa.schema(
     [
@@ -115,6 +117,7 @@ def test_bounded_input_is_kept_until_its_end_however_it_is_divided(shards, batch
 def test_small_batches_of_a_bundle_meet_their_shard_as_one():
     batches = [batch_of_rows([order(1, f"o{i}", i)], ORDERS) for i in range(100)]
     keyed = _ByIdentityFn(ORDERS, "order", 4, False)
+    keyed.setup()
     keyed.start_bundle()
     for i, batch in enumerate(batches):
         assert list(keyed.process(batch, Timestamp(i + 5))) == []
@@ -124,6 +127,26 @@ def test_small_batches_of_a_bundle_meet_their_shard_as_one():
     assert sorted(n for e in elements for n in e.value[1]["order"].to_pylist()) == sorted(
         f"o{i}" for i in range(100)
     )
+
+
+def test_with_a_key_rows_made_to_share_an_identity_both_pass(monkeypatch):
+    stranger = twin_of("o-1")
+    monkeypatch.setenv("HASH_KEY", "k" * 16)
+    rows = [order(1, stranger), order(1, "o-1", 1), order(1, "o-1", 2), order(2, "o-1")]
+    assert_passed(BatchStream(ORDERS).add(*rows), [(1, stranger, 1), (2, "o-1", 1)])
+    assert_passed(
+        BatchStream(ORDERS).add(*rows[:2]).watermark(30).add(*rows[2:]),
+        [(1, stranger, 1), (1, "o-1", 1), (2, "o-1", 1)],
+        Deduplicate("order", hash_key=HashKey.look_up("env:HASH_KEY")),
+    )
+
+
+def test_a_key_for_hashes_that_are_made_elsewhere_is_refused(monkeypatch):
+    monkeypatch.setenv("HASH_KEY", "k" * 16)
+    schema = pa.schema([ORDERS.field(EVENT_TIME), pa.field("identity", pa.uint64())])
+    batches = beam.Pipeline() | beam.Create([]).with_output_types(BatchOf(schema))
+    with pytest.raises(ValueError, match="identity holds hashes: give the hash_key to what makes"):
+        batches | Deduplicate("identity", hash_key=HashKey.look_up("env:HASH_KEY"))
 
 
 def test_a_missing_column_is_refused():

@@ -15,12 +15,14 @@ from apache_beam.utils.timestamp import Timestamp
 from beam_pipelines.kernels.decode import RejectedError
 from beam_pipelines.kernels.ndjson import NdjsonDecoder, read_one
 from beam_pipelines.model.batches import BatchOf, batch_of_rows
+from beam_pipelines.model.hash_key import HashKey
 from beam_pipelines.model.records import EVENT_TIME, PAYLOADS, TIMESTAMP
 from beam_pipelines.model.span import Span, spanned
 from beam_pipelines.model.time_rule import TimeRule
 from beam_pipelines.transforms import parse
 from beam_pipelines.transforms.lateness import ClassifyLateness
 from beam_pipelines.transforms.parse import COORDINATES, DECODED_ROWS, PAYLOAD, Parse, _ParseFn
+from tests.murmur import twin_of
 
 READINGS = pa.schema(
     [
@@ -46,12 +48,12 @@ def records(*payloads, start=0, append_s=None, last=True):
     return Span("topic", 3, 0, 1000, start, end, last), batch_of_rows(rows, PAYLOADS)
 
 
-def run(check, *pairs, identify_by="id", rule=None):
+def run(check, *pairs, identify_by="id", rule=None, hash_key=None):
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         payloads = pipeline | beam.Create(list(pairs), reshuffle=False).with_output_types(
             spanned(BatchOf(PAYLOADS))
         )
-        parsed = payloads | Parse(DECODER, identify_by)
+        parsed = payloads | Parse(DECODER, identify_by, hash_key)
         check(parsed if rule is None else parsed.rows | ClassifyLateness(rule))
 
 
@@ -131,6 +133,49 @@ def test_copies_of_an_event_share_an_identity(identify_by, expected):
         assert_that(parsed.rows | beam.FlatMap(first_alike), equal_to(expected))
 
     run(check, records(*payloads), identify_by=identify_by)
+
+
+def identities(parsed):
+    return parsed.rows | beam.FlatMap(of_pair("identity"))
+
+
+def test_records_without_an_id_are_told_apart_at_one_instant():
+    def check(parsed):
+        distinct = identities(parsed) | beam.combiners.ToList() | beam.Map(lambda all: len({*all}))
+        assert_that(distinct, equal_to([3]))
+
+    run(check, records(reading(1, "a"), reading(1, "b"), reading(1, "c", id="x"), reading(1, "a")))
+
+
+@pytest.mark.parametrize(
+    ("identify_by", "keyed"), [("id", [0, 0, 2, 3, 3]), (PAYLOAD, [0, 1, 2, 3, 3])]
+)
+def test_with_a_key_copies_share_an_identity_and_nothing_made_does(identify_by, keyed, monkeypatch):
+    payloads = [
+        reading(1, "a", id="x-1"),
+        reading(1, "a", id="x-1", extra=1),
+        reading(1, "a", id=twin_of("x-1")),
+        reading(3, "a"),
+        reading(3, "a"),
+    ]
+    seen = []
+
+    def check(parsed):
+        def first_alike(pair):
+            identities = pair[1]["identity"].to_pylist()
+            return [identities.index(identity) for identity in identities]
+
+        assert_that(parsed.rows | beam.FlatMap(first_alike), equal_to(keyed))
+
+    for secret in ("one key of many bytes", "another of as many"):
+        monkeypatch.setenv("HASH_KEY", secret)
+        key = HashKey.look_up("env:HASH_KEY")
+        run(check, records(*payloads), identify_by=identify_by, hash_key=key)
+        stage = _ParseFn(DECODER, identify_by, key)
+        stage.setup()
+        _, batch = records(*payloads)
+        seen.append(stage._identity(DECODER(batch["payload"], "t").rows, batch, None).tolist())
+    assert not {*seen[0]} & {*seen[1]}
 
 
 def test_an_identity_by_no_column_is_refused():
@@ -269,6 +314,7 @@ def is_valid(payload):
 def decoded_alone(span, batch, identify_by):
     """The identities of a batch's rows, by the stage's function without a bundle around it."""
     stage = _ParseFn(DECODER, identify_by)
+    stage.setup()
     decoded = DECODER(batch["payload"], span.topic)
     kept = batch.filter(pa.array(decoded.valid))
     return stage._identity(decoded.rows, kept, span).tolist()

@@ -6,12 +6,15 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
+from beam_pipelines.kernels.sessions import SESSION_ROWS, SessionRule
 from beam_pipelines.model.batches import BatchOf, batch_of_rows, one_of
+from beam_pipelines.model.hash_key import HashKey
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.model.time_rule import SLACK_S
 from beam_pipelines.telemetry import tally
 from beam_pipelines.testing import BatchStream, RowsWithPanesFn, rows_in_seconds, stream_pipeline
-from beam_pipelines.transforms.sessions import Sessionize
+from beam_pipelines.transforms.sessions import Sessionize, SessionStep, _ByKeyFn
+from tests.murmur import hash_of, texts_of
 
 CALLS = pa.schema(
     [
@@ -118,6 +121,51 @@ def test_a_row_older_than_what_was_folded_is_counted_and_left_out():
     stream = BatchStream(CALLS).add(call(0)).watermark(61 + WAIT).add(call(30), call(70))
     assert_sessions(stream, [("ann", 0, 70, 70, 2, "timeout")])
     assert tally()["older_than_folded"] == before + 1
+
+
+@pytest.mark.parametrize("twin", ["of the hash", "of hash and minute"])
+def test_callers_with_made_names_have_sessions_of_their_own(twin):
+    golden, mask = 0x9E3779B97F4A7C15, 2**64 - 1
+    apart = 0 if twin == "of the hash" else (10 * golden & mask) ^ (11 * golden & mask)
+    (evil,) = texts_of([hash_of("ann") ^ apart])
+    before = tally().get("nameless_sessions", 0)
+    stream = (
+        BatchStream(CALLS)
+        .add(call(610), call(670, caller=evil), call(675, "hang_up", caller=evil))
+        .watermark(800)
+        .add(call(810))
+    )
+    assert_sessions(
+        stream,
+        [("ann", 610, 810, 200, 2, "timeout"), (evil, 670, 675, 5, 1, "hang_up")],
+        shards=1,
+    )
+    assert tally().get("nameless_sessions", 0) == before
+
+
+def test_with_a_key_sessions_are_the_same_and_their_keys_are_others(monkeypatch):
+    keys = []
+    for secret in ("one key of many bytes", "another of as many"):
+        monkeypatch.setenv("HASH_KEY", secret)
+        hash_key = HashKey.look_up("env:HASH_KEY")
+        stream = BatchStream(CALLS).add(call(0), call(1, caller="bob")).watermark(100)
+        expected = [("ann", 0, 2, 2, 2, "timeout"), ("bob", 1, 1, 0, 1, "timeout")]
+        assert_sessions(stream.add(call(2)), expected, hash_key=hash_key)
+        stage = _ByKeyFn((EVENT_TIME, "caller"), 1, hash_key)
+        stage.setup()
+        rows = batch_of_rows([call(0)], CALLS).select([EVENT_TIME, "caller"])
+        keys += [part["key"].to_pylist() for (_, part), _ in stage.work(rows, 0)]
+    assert keys[0] != keys[1]
+
+
+def test_a_nameless_row_in_state_ends_its_session_and_not_the_job():
+    before = tally().get("nameless_sessions", 0)
+    rule = SessionRule(GAP * 1_000_000)
+    step = SessionStep("caller", rule)
+    rows = batch_of_rows([{"key": 0xAB, EVENT_TIME: 0, "kind": 0}], SESSION_ROWS)
+    folded = step(rule.open_schema.empty_table(), rows, 10**12)
+    assert rows_in_seconds(folded.output) == [("00000000000000ab", 0, 0, 0.0, "timeout")]
+    assert tally()["nameless_sessions"] == before + 1
 
 
 def test_an_end_without_a_session_is_ignored():
