@@ -343,7 +343,7 @@ def test_the_help_of_every_flag_of_ours_names_its_default(capsys):
     with pytest.raises(SystemExit):
         parse(["--help"])
     ours = capsys.readouterr().out.split("\ninput:\n")[1].split("\nBeam: ")[0]
-    assert ours.count("  --") == ours.count("(default:") == 35
+    assert ours.count("  --") == ours.count("(default:") == 36
 
 
 CLUSTER = (

@@ -287,6 +287,7 @@ def test_payloads_are_decoded_together_up_to_so_many_bytes(monkeypatch):
             return super().__call__(payloads, topic)
 
     stage = _ParseFn(WatchedDecoder(READINGS), "id")
+    stage.setup()
     stage.start_bundle()
     sizes = [2_000, 2_000, 2_000, 2_000, 9_000, 10, 6_000]
     everything = records(*(b"x" * size for size in sizes))[1]
