@@ -20,6 +20,7 @@ from beam_pipelines.kernels import hyperloglog
 from beam_pipelines.kernels.columns import divided, hashes_of, micros, shards_of, timestamps
 from beam_pipelines.kernels.counts import counts_per_slice, summed
 from beam_pipelines.kernels.key_groups import shard_labels
+from beam_pipelines.kernels.texts import short_field, short_texts
 from beam_pipelines.model.batches import BatchCoder, BatchOf, Rows, concatenated, schema_of
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.model.windows import WindowPolicy
@@ -46,6 +47,9 @@ class CountPerWindow(beam.PTransform):
     firing; a value is always in the same shard, so a row has the whole count. A late row
     within the allowance fires its windows again with the full count.
 
+    Texts over MAX_KEY_BYTES are counted, and go on, shortened (`kernels.texts`): state is
+    bounded by bytes, and all sinks store one text alike.
+
     Args:
       by: Column to count by: strings, or values that have a string form.
       window: Fixed or sliding windows.
@@ -66,18 +70,19 @@ class CountPerWindow(beam.PTransform):
         _require_slices(self.window, "CountPerWindow")
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        value_type = _plain_type(schema_of(batches, EVENT_TIME, self.by).field(self.by).type)
+        given = schema_of(batches, EVENT_TIME, self.by).field(self.by)
+        value_type = _plain_type(given.type)
         require_global_window(batches, "CountPerWindow")
         partial = pa.schema([("value", value_type), pa.field("count", pa.int64(), nullable=False)])
         rows = _windowed_schema(
-            pa.field(self.by, value_type, nullable=False),
+            short_field(pa.field(self.by, value_type, nullable=False), given),
             pa.field(self.into, pa.int64(), nullable=False),
         )
         keyed = _keyed(partial)
         return (
             batches
             | "Count in bundle"
-            >> beam.ParDo(_CountFn(self.by, self.window, self.shards, partial)).with_output_types(
+            >> beam.ParDo(_CountFn(given, self.window, self.shards, partial)).with_output_types(
                 keyed
             )
             | "Window" >> _into(self.window.closings(), batches)
@@ -250,15 +255,17 @@ class _PartialsFn(GatheringFn):
 
 
 class _CountFn(_PartialsFn):
-    def __init__(self, by: str, window: WindowPolicy, shards: int, partial: pa.Schema) -> None:
-        super().__init__(by, window, shards)
+    def __init__(self, by: pa.Field, window: WindowPolicy, shards: int, partial: pa.Schema) -> None:
+        super().__init__(by.name, window, shards)
+        self.by = by
         self.partial = partial
 
     def partials(self, rows: pa.RecordBatch, slices: np.ndarray) -> Any:
         values = rows[self.column].cast(self.partial.field("value").type)
         counts = counts_per_slice(slices, values)
-        shards = shards_of(hashes_of(counts["value"]), self.shards)
-        partial = pa.RecordBatch.from_arrays([counts["value"], counts["count"]], self.partial.names)
+        distinct = short_texts(counts["value"], self.by)  # and still distinct
+        shards = shards_of(hashes_of(distinct), self.shards)
+        partial = pa.RecordBatch.from_arrays([distinct, counts["count"]], self.partial.names)
         return counts["slice"].to_numpy(), shards, partial.cast(self.partial)
 
 

@@ -12,6 +12,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines.kernels.columns import hashes_of, micros
 from beam_pipelines.kernels.sessions import SESSION_ROWS, SessionRule, first_names, scan
+from beam_pipelines.kernels.texts import short_field, short_texts
 from beam_pipelines.model.batches import BatchOf, schema_of, values_of
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.telemetry import Counter
@@ -34,7 +35,7 @@ class Sessionize(beam.PTransform):
     window.
     Output: batches (`by`, session_start, session_end, duration_s, a count per entry of
     `counts`, ended_by). `ended_by` is the value of `end`, or `timeout`. (by,
-    session_start) is unique.
+    session_start) is unique. A key over MAX_KEY_BYTES is named shortened (`kernels.texts`).
 
     Args:
       by: Column with the key.
@@ -70,11 +71,14 @@ class Sessionize(beam.PTransform):
         columns = (EVENT_TIME, self.by, *((self.marker,) if self.marker else ()))
         schema = schema_of(batches, *columns)
         require_global_window(batches, "Sessionize")
-        step = SessionStep(self.by, self._rule(schema))
+        key = schema.field(self.by)
+        step = SessionStep(
+            short_field(pa.field(self.by, pa.string(), nullable=False), key), self._rule(schema)
+        )
         return (
             batches
             | "By key"
-            >> beam.ParDo(_ByKeyFn(columns, self.shards)).with_output_types(
+            >> beam.ParDo(_ByKeyFn(columns, self.shards, key)).with_output_types(
                 typehints.Tuple[int, BatchOf(SESSION_ROWS)]
             )
             | "Fold sessions"
@@ -102,9 +106,10 @@ class Sessionize(beam.PTransform):
 class _ByKeyFn(GatheringFn):
     """Keys rows by a shard of their key's hash; few of them carry the key's name."""
 
-    def __init__(self, columns: tuple[str, ...], shards: int) -> None:
+    def __init__(self, columns: tuple[str, ...], shards: int, key: pa.Field) -> None:
         super().__init__(columns)
         self.shards = shards
+        self.key = key
 
     def work(self, rows: pa.RecordBatch, earliest: Timestamp) -> Iterator:
         names = rows.column(1)
@@ -116,7 +121,7 @@ class _ByKeyFn(GatheringFn):
                 pa.array(keys),
                 rows[EVENT_TIME],
                 pa.array(kinds, pa.int8()),
-                first_names(keys, minutes, names),
+                short_texts(first_names(keys, minutes, names), self.key),
             ],
             schema=SESSION_ROWS,
         )
@@ -129,13 +134,13 @@ class SessionStep:
 
     row_schema = SESSION_ROWS
 
-    def __init__(self, by: str, rule: SessionRule) -> None:
+    def __init__(self, by: pa.Field, rule: SessionRule) -> None:
         self.rule = rule
         self.state_schema = rule.open_schema
         self.quiet_us = rule.gap_us
         self.output_schema = pa.schema(
             [
-                pa.field(by, pa.string(), nullable=False),
+                by,
                 pa.field("session_start", TIMESTAMP, nullable=False),
                 pa.field("session_end", TIMESTAMP, nullable=False),
                 pa.field("duration_s", pa.float64(), nullable=False),

@@ -29,7 +29,7 @@ from beam_pipelines.io.kafka.sink import (
 )
 from beam_pipelines.model.batches import BatchOf, batch_of_rows, empty_batch
 from beam_pipelines.model.records import DEAD_LETTERS
-from tests.io.contract import Sink, SinkContract, run
+from tests.io.contract import Sink, TableContract, run
 from tests.io.kafka.test_sink import ORDERS, letter, order
 
 PARTITIONS = 3
@@ -151,6 +151,14 @@ class KafkaSink(Sink):
             for i in range(9)
         ]
 
+    def with_keys(self, keys, batch_rows):
+        self.given = [order(key, f"o{i}", i) for i, key in enumerate(keys)]
+        return self.elements(batch_rows)
+
+    def keys(self):
+        assert all(key == fields["customer"] for key, fields in self.stored().values())
+        return sorted(key for key, _ in self.stored().values())
+
     def obstruct(self):
         self.topics.delete(self.topic)
 
@@ -158,7 +166,7 @@ class KafkaSink(Sink):
         assert librdkafka_threads() == self.threads
 
 
-class TestContract(SinkContract):
+class TestContract(TableContract):
     @pytest.fixture
     def sink(self, topics):
         return KafkaSink(topics)

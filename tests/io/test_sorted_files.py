@@ -86,6 +86,16 @@ class SortedFilesSink(Sink):
     def expected_rows(self):
         return sorted(row["order_id"] for row in self.given)
 
+    def with_keys(self, keys, batch_rows):
+        self.given = [{**order(i), "order_id": key} for i, key in enumerate(keys)]
+        return self.elements(batch_rows)
+
+    def keys(self):
+        return self.rows()
+
+    def key_of(self, key):
+        return key
+
     def obstruct(self):
         self.folder.write_text("not a folder")
 

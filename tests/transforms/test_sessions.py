@@ -6,12 +6,20 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
-from beam_pipelines.model.batches import BatchOf, batch_of_rows, one_of
+from beam_pipelines.model.batches import (
+    BatchOf,
+    batch_of_rows,
+    one_of,
+    schema_of,
+    shortened_field,
+    shortened_to,
+)
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.model.time_rule import SLACK_S
 from beam_pipelines.telemetry import tally
 from beam_pipelines.testing import BatchStream, RowsWithPanesFn, rows_in_seconds, stream_pipeline
 from beam_pipelines.transforms.sessions import Sessionize
+from tests.io.contract import LONG, shortened_form
 
 CALLS = pa.schema(
     [
@@ -150,6 +158,22 @@ def test_any_order_of_arrival_on_bounded_input_gives_the_same_sessions(seed):
     batches = [whole.slice(start, 17) for start in range(0, 300, 17)]
     assert sessions_of(batches, shards=5) == ordered
     assert sum(row[4] for row in ordered) == 100
+
+
+def test_a_long_key_is_named_shortened_once_and_the_column_says_so():
+    short = shortened_form(LONG[0])
+    calls = [call(5, caller=LONG[0]), call(6, caller=short), call(7, caller=LONG[0])]
+    sessions = [
+        (short, 5, 7, 2, 2, "timeout"),
+        (shortened_form(short), 6, 6, 0, 1, "timeout"),
+    ]
+    assert_sessions(BatchStream(CALLS).add(*calls), sessions)
+
+    marked = CALLS.set(1, shortened_field(CALLS.field("caller"), 2_000))
+    stream = BatchStream(marked).add(call(5, caller=short))
+    assert_sessions(stream, [(short, 5, 5, 0, 1, "timeout")])
+    rows = beam.Pipeline() | BatchStream(CALLS).end() | sessionize()
+    assert shortened_to(schema_of(rows).field("caller")) == 2_000
 
 
 def sessions_of(batches, shards=16):
