@@ -166,6 +166,9 @@ SELECT event_us, user_id, page_url, event_type, event_id FROM accepted;
 CREATE VIEW enriched AS
 SELECT *, getvariable('as_of_us') AS processing_us FROM events;
 
+CREATE VIEW events_by_user AS
+SELECT * REPLACE (shortened(user_id) AS user_id) FROM events;
+
 -- The same events in a topic, where they are published with the time of that moment.
 CREATE VIEW published AS
 SELECT
