@@ -21,13 +21,14 @@ from beam_pipelines.model.activity import (
     TABLES,
     USER,
 )
-from beam_pipelines.model.records import EVENT_TIME, IDENTITY
+from beam_pipelines.model.records import EVENT_TIME, IDENTITY, event_schema
 from beam_pipelines.model.tables import Table
 
 if TYPE_CHECKING:
     from beam_pipelines.io.cassandra.cluster import CassandraCluster
     from beam_pipelines.io.files import InputFile
     from beam_pipelines.io.kafka.client import KafkaCluster
+    from beam_pipelines.io.kafka.sink import JsonRecords
 
 ENRICHED_SHARDS = 8
 """Files that the accepted events are divided among."""
@@ -110,15 +111,10 @@ def open_sinks(config: ActivityConfig, processing_time: str = "") -> Sinks:
 
 def _enriched(config: ActivityConfig, processing_time: str) -> beam.PTransform:
     if config.enriched.startswith(KAFKA):
-        from beam_pipelines.io.kafka.sink import JsonRecords, WriteToKafka
+        from beam_pipelines.io.kafka.sink import WriteToKafka
 
-        records = JsonRecords(
-            key=USER,
-            columns=tuple(ACTIVITY.names),
-            time_field="processing_time",
-            fill={EVENT_ID: IDENTITY.name},
-        )
-        return WriteToKafka(topics(config.enriched)[0], _cluster(config), records, "enriched")
+        topic = topics(config.enriched)[0]
+        return WriteToKafka(topic, _cluster(config), _enriched_records(), "enriched")
     from beam_pipelines.io.sorted_files import WriteSortedFiles
 
     return WriteSortedFiles(
@@ -130,6 +126,17 @@ def _enriched(config: ActivityConfig, processing_time: str) -> beam.PTransform:
         shards=ENRICHED_SHARDS,
         columns=tuple(ACTIVITY.names),
         constants={"processing_time": processing_time},
+    )
+
+
+def _enriched_records() -> "JsonRecords":
+    from beam_pipelines.io.kafka.sink import JsonRecords
+
+    return JsonRecords(
+        key=USER,
+        columns=tuple(ACTIVITY.names),
+        time_field="processing_time",
+        fill={EVENT_ID: IDENTITY.name},
     )
 
 
@@ -175,14 +182,21 @@ def _by_key(config: ActivityConfig) -> ByKey | None:
     )
 
 
-def _checks(config: ActivityConfig) -> tuple[Callable[[], None], ...]:
+def _checks(config: ActivityConfig) -> tuple[Callable[[], object], ...]:
     """Return what makes sure that all ends can be reached, before anything is read."""
-    checks: list[Callable[[], None]] = []
-    written = [topics(p)[0] for p in (config.enriched, config.dead_letters) if p.startswith(KAFKA)]
-    if written:
-        from beam_pipelines.io.kafka.client import check_topics
+    checks: list[Callable[[], object]] = []
+    if config.enriched.startswith(KAFKA):
+        from beam_pipelines.io.kafka.client import largest_taken
 
-        checks.append(partial(check_topics, _cluster(config), written))
+        least_bytes = _enriched_records().least_bytes(event_schema(ACTIVITY))
+        topic = topics(config.enriched)[0]
+        checks.append(partial(largest_taken, _cluster(config), topic, least_bytes))
+    if config.dead_letters.startswith(KAFKA):
+        from beam_pipelines.io.kafka.client import largest_taken
+        from beam_pipelines.io.kafka.sizes import LEAST_BYTES
+
+        topic = topics(config.dead_letters)[0]
+        checks.append(partial(largest_taken, _cluster(config), topic, LEAST_BYTES))
     if config.secret is not None:
         from beam_pipelines.io.postgres import check_postgres
 

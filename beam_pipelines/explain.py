@@ -15,12 +15,14 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pyarrow.dataset as ds
 
 from beam_pipelines.activity import Activity
 from beam_pipelines.config import DUCKDB
 from beam_pipelines.io.lake import open_lake
 from beam_pipelines.io.publication import filesystem
+from beam_pipelines.kernels.texts import MAX_KEY_BYTES, shortened
 from beam_pipelines.model.activity import PAGE_VIEW
 from beam_pipelines.model.records import EVENT_TIME, FUTURE, LATE, ON_TIME, VERDICTS
 from beam_pipelines.model.secret import MissingSecret, Secret
@@ -103,7 +105,8 @@ def _rows(event: dict[str, Any], flags: argparse.Namespace, ask: Ask | None) -> 
             "SELECT views FROM page_view_counts "
             "WHERE window_start = ? AND window_end = ? AND page_url = ?"
         )
-        yield "page views", _span(*window), _shown(ask, "views", sql, *window, event["page_url"])
+        page = _key(event["page_url"])
+        yield "page views", _span(*window), _shown(ask, "views", sql, *window, page)
     policy = WindowPolicy.sliding(flags.users_window_s, flags.users_period_s)
     for end_s in policy.ends_of(at_s - at_s % policy.slice_s):
         window = (_moment(end_s - policy.size_s), _moment(end_s))
@@ -115,13 +118,18 @@ def _rows(event: dict[str, Any], flags: argparse.Namespace, ask: Ask | None) -> 
         "WHERE user_id = ? AND session_start <= ? AND session_end >= ? "
         "ORDER BY session_end, session_start LIMIT 1"
     )
-    found = ask(sql, event["user_id"], *[event[EVENT_TIME]] * 2) if ask else []
+    found = ask(sql, _key(event["user_id"]), *[event[EVENT_TIME]] * 2) if ask else []
     for start, end, views, clicks, ended_by in found:
         yield "session", _span(start, end), f"page views {views}, clicks {clicks}, {ended_by}"
     if not found:
         wait_s = flags.session_gap_s + flags.allowed_lateness_s + SLACK_S
         pending = f"no row yet: it comes once {wait_s} s went by without an event of the user"
         yield "session", "", "not asked: no --database" if ask is None else pending
+
+
+def _key(text: str) -> str:
+    """Return what the tables hold for a text."""
+    return str(shortened(pa.array([text]), MAX_KEY_BYTES)[0])
 
 
 def _shown(ask: Ask | None, what: str, sql: str, *values: Any) -> str:

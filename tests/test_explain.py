@@ -16,6 +16,7 @@ EVENTS = [
     event(70, user="carl", kind="session_end", event_id="e-6"),  # ends nothing
     event(3600, event_id="e-2"),  # another event that took the id
     event(86_400 * 5, event_id="e-future"),
+    event(3 * 3600, user="u" * 3_000, url="/" + "é" * 3_000, event_id="e-long"),
 ]
 
 
@@ -65,6 +66,16 @@ def test_a_page_view_is_told_with_all_that_it_counts_in(out, capsys):
     ]
     (file,) = words(lines, "event_date=")
     assert (out / "lake" / file).is_file()
+
+
+def test_the_rows_of_texts_too_long_for_a_key_are_found(out, capsys):
+    lines = told(out, capsys, "e-long")
+    assert words(lines, "page views") == [
+        "page views 2026-01-05 12:00:00Z to 2026-01-05 12:01:00Z views 1"
+    ]
+    assert words(lines, "session") == [
+        "session 2026-01-05 12:00:00Z to 2026-01-05 12:00:00Z page views 1, clicks 0, timeout"
+    ]
 
 
 def test_copies_are_told_in_the_order_they_were_stored_and_the_first_counts(out, capsys):

@@ -2,8 +2,9 @@
 
 import ast
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +22,9 @@ from beam_pipelines.transforms.aggregate import CountDistinctPerWindow, CountPer
 from beam_pipelines.transforms.dedupe import Deduplicate
 from beam_pipelines.transforms.rows import FilterRows
 from beam_pipelines.transforms.sessions import Sessionize
+from tests.io.contract import KEYS, LONG, shortened_form, stored_form
 from tests.oracle.oracle import RAW, Oracle, Rules, write_raw
-from tests.runs import written
+from tests.runs import event, lines_of, query, written
 
 ORACLE = Path(__file__).with_name("oracle")
 ACCESS_LOG = Path(__file__).parents[2] / "shared" / "data" / "apache_combined.log.gz"
@@ -164,6 +166,34 @@ def test_numbers_for_times_give_what_the_oracle_says(tmp_path):
     oracle = oracle_of_lines(source, lines, "ndjson", Rules(AS_OF_US))
     assert run(tmp_path / "out", f"--input={source}", f"--as_of={AS_OF_US // 1000}") == 0
     assert oracle.differences(tmp_path / "out") == []
+
+
+def of_lines(lines: Sequence[bytes], path: Path) -> Oracle:
+    """Write lines to a file, and return what the oracle knows of a run over it."""
+    starts = [0, *accumulate(len(line) + 1 for line in lines)][:-1]
+    columns = {
+        "payload": pa.array(lines, pa.binary()),
+        "offset": pa.array(starts, pa.int64()),
+        "append_time": pa.nulls(len(lines), TIMESTAMP),
+    }
+    raw = path.with_suffix(".parquet")
+    write_raw(raw, [(str(written(path, lines)), pa.RecordBatch.from_pydict(columns))])
+    return Oracle(raw, "ndjson", Rules(AS_OF_US))
+
+
+def test_texts_too_long_for_a_key_and_what_they_are_shortened_to_count_apart(tmp_path):
+    texts = [*KEYS, shortened_form(shortened_form(LONG[0])), "é" * 1_000]
+    users = [*texts, "u" * 900_000]
+    events = [event(i, user=user, url=f"/{i // 2}") for i, user in enumerate(2 * users)]
+    events += [event(i, url=text) for i, text in enumerate(2 * texts)]
+    path = tmp_path / "long.ndjson"
+    oracle = of_lines(lines_of(events), path)
+    assert run(tmp_path / "out", f"--input={path}", f"--as_of={AS_OF_US // 1000}") == 0
+    assert oracle.differences(tmp_path / "out") == []
+    views = "SELECT page_url, views FROM page_view_counts WHERE NOT page_url SIMILAR TO '/[0-9]+'"
+    assert sorted(query(tmp_path / "out", views)) == sorted((stored_form(t), 2) for t in texts)
+    views = "SELECT user_id, page_views FROM user_sessions WHERE user_id <> 'ann'"
+    assert sorted(query(tmp_path / "out", views)) == sorted((stored_form(u), 2) for u in users)
 
 
 class Small(NamedTuple):

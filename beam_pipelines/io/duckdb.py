@@ -19,6 +19,7 @@ from beam_pipelines.io.ndjson import ndjson
 from beam_pipelines.io.upsert import upsert
 from beam_pipelines.kernels.columns import hashes_of, micros
 from beam_pipelines.kernels.hashing import hash_with
+from beam_pipelines.kernels.texts import key_limit, short_columns
 from beam_pipelines.model.records import IDENTITY, LATE, ON_TIME, TIMESTAMP, VERDICTS
 from beam_pipelines.model.tables import Table
 from beam_pipelines.model.windows import refuse_partial_results
@@ -52,6 +53,9 @@ class WriteToDuckDB(beam.PTransform):
 
     A DuckDB file has one writing process. Within it, all sinks of a file share one
     connection, closed with the last of them. The table is made where it is missing.
+
+    Long texts of a key are stored shortened (`kernels.texts`), as in Postgres: their
+    beginning, then their SHA-256.
 
     Args:
       table: Table name, columns, key and merge.
@@ -118,7 +122,11 @@ def upsert_sql(table: Table, rows: str) -> str:
 
 
 def merged(rows: pa.RecordBatch, table: Table) -> pa.Table:
-    """Merge rows of one key into one row: DuckDB refuses to update a row twice at once."""
+    """Merge rows of one key into one row: databases refuse to update a row twice at once.
+
+    Texts of the key are shortened before, as what is one key there must be one here.
+    """
+    rows = short_columns(rows, table.key, key_limit(rows.schema, table.key))
     plain = pa.table(
         {
             field.name: column.dictionary_decode() if pa.types.is_dictionary(field.type) else column

@@ -92,8 +92,8 @@ class WriteToPostgres(beam.PTransform):
     error fails the bundle. Through PgBouncer only with pool_mode=session, as rows pass
     through a temporary table.
 
-    Texts of a key that are too long for an index are stored shortened: their beginning,
-    then their SHA-256.
+    Texts of a key that are too long for an index are stored shortened (`kernels.texts`):
+    their beginning, then their SHA-256.
 
     Args:
       table: Table name, columns, key and merge.

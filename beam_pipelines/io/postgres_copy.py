@@ -8,12 +8,8 @@ Postgres, and the types' send functions for their bytes.
 import pyarrow as pa
 
 from beam_pipelines.kernels.columns import micros
-from beam_pipelines.kernels.texts import shortened
 from beam_pipelines.kernels.wire import fixed, joined, laid_out, nulls_of, sized
 from beam_pipelines.model.tables import Table
-
-MAX_KEY_BYTES = 2_000
-"""Of the texts of a key together: an index of Postgres takes rows of up to 2,704 bytes."""
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)  # its signature, no flags, no more header
 _TRAILER = b"\xff\xff"
@@ -27,18 +23,15 @@ def copied(rows: pa.Table, table: Table) -> bytes:
 
     Args:
       rows: Columns of the table's schema, texts as such.
-      table: Its key's texts are shortened to what an index takes.
+      table: Names the columns.
     """
     if len(rows) == 0:
         return _HEADER + _TRAILER
-    texts = [name for name in table.key if pa.types.is_string(rows[name].type)]
     parts: list[pa.Array | pa.Scalar] = [
         pa.scalar(len(table.schema).to_bytes(2), pa.binary()),
     ]
     for name in table.schema.names:
         values = rows[name].combine_chunks()
-        if name in texts:
-            values = shortened(values, MAX_KEY_BYTES // len(texts))
         parts += sized(_bytes_of(values), nulls_of(values), _NULL)
     encoded, starts = laid_out(joined(parts))
     return b"".join((_HEADER, encoded[starts[0] : starts[-1]], _TRAILER))

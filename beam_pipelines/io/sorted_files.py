@@ -29,6 +29,9 @@ SPILL_BYTES = 64 << 20
 SLICE_ROWS = 16_384
 """Rows written at once: a row group of a Parquet file."""
 
+SLICE_BYTES = 128 << 20
+"""Likewise bytes of text, which JSON may make six times as many: a batch takes 2 GiB."""
+
 
 @dataclass
 class WriteSortedFiles(beam.PTransform):
@@ -40,7 +43,7 @@ class WriteSortedFiles(beam.PTransform):
     Rows go to unsorted runs below the folder (`_tmp`), at most `SPILL_BYTES` in memory;
     only the paths of the runs pass the shuffle. Then one worker per shard sorts the
     `sort_by` columns of its runs in memory, maps the rest, and writes the rows in slices
-    of `SLICE_ROWS`. All workers see the same folder.
+    of `SLICE_ROWS` or `SLICE_BYTES`. All workers see the same folder.
 
     Guarantee: each row once. A file is a pure function of the rows of its shard, in
     whatever batches they came, and is published by rename; runs of failed bundles are
@@ -125,6 +128,8 @@ class _SpillFn(beam.DoFn):
         if not len(batch):
             return
         rows = batch.select(self.schema.names)
+        if self._bytes and self._bytes + rows.nbytes > SPILL_BYTES:
+            yield from self._spill()
         shards = (
             np.zeros(len(batch), np.uint64)
             if self.shard_by is None
@@ -194,8 +199,33 @@ def merged_runs(runs: list[pa.RecordBatch], sort_by: list[str]) -> Iterator[pa.R
     keys = pa.Table.from_batches([_sort_keys(run, sort_by) for run in runs]).combine_chunks()
     order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in sort_by]).to_numpy()
     ends = np.cumsum([len(run) for run in runs])
-    for start in range(0, len(order), SLICE_ROWS):
-        yield _picked(runs, ends, order[start : start + SLICE_ROWS].astype(np.int64))
+    for chosen in _slices(order, runs):
+        yield _picked(runs, ends, chosen.astype(np.int64))
+
+
+def _slices(order: np.ndarray, runs: list[pa.RecordBatch]) -> Iterator[np.ndarray]:
+    """Divide sorted rows into slices that depend on the rows alone, not on their runs."""
+    if sum(run.nbytes for run in runs) <= SLICE_BYTES:
+        yield from (order[at : at + SLICE_ROWS] for at in range(0, len(order), SLICE_ROWS))
+        return
+    sizes = np.concatenate([_text_bytes(run) for run in runs])
+    ends = np.cumsum(sizes[order])
+    start = 0
+    while start < len(order):
+        limit = SLICE_BYTES + (int(ends[start - 1]) if start else 0)
+        fitting = int(np.searchsorted(ends[start : start + SLICE_ROWS], limit, "right"))
+        end = start + max(fitting, 1)  # a row that is larger is a slice alone
+        yield order[start:end]
+        start = end
+
+
+def _text_bytes(run: pa.RecordBatch) -> np.ndarray:
+    """Return the bytes of each row's texts."""
+    sizes = np.zeros(len(run), np.int64)
+    for column in run.columns:
+        if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
+            sizes += pc.binary_length(column).fill_null(0).to_numpy()
+    return sizes
 
 
 def _sort_keys(run: pa.RecordBatch, sort_by: list[str]) -> pa.RecordBatch:

@@ -6,11 +6,14 @@ from typing import Protocol
 import apache_beam as beam
 import pyarrow as pa
 
-from beam_pipelines.model.batches import Rows, concatenated, schema_of
+from beam_pipelines.model.batches import Rows, concatenated, declared, schema_of
 from beam_pipelines.telemetry import Counter
 
 FLUSH_ROWS = 200_000
 """Rows upserted at once, where a bundle has as many."""
+
+FLUSH_BYTES = 64 << 20
+"""Likewise bytes of columns: a few large records are as much as many small ones."""
 
 
 class OpenTable(Protocol):
@@ -26,7 +29,7 @@ class OpenTable(Protocol):
 def upsert(
     rows: beam.PCollection, name: str, schema: pa.Schema, open_table: Callable[[], OpenTable]
 ) -> beam.PCollection:
-    """Gather rows within a bundle; upsert them at its end, or when there are `FLUSH_ROWS`.
+    """Gather rows within a bundle; upsert them at its end, `FLUSH_ROWS` or `FLUSH_BYTES`.
 
     Args:
       rows: Batches of the table's schema.
@@ -42,7 +45,7 @@ def upsert(
         raise ValueError(
             f"table {name} takes columns {schema.to_string()}; the batches have {given.to_string()}"
         )
-    return rows | "Upsert" >> beam.ParDo(_UpsertFn(name, schema, open_table))
+    return rows | "Upsert" >> beam.ParDo(_UpsertFn(name, given, open_table))
 
 
 class _UpsertFn(beam.DoFn):
@@ -56,11 +59,15 @@ class _UpsertFn(beam.DoFn):
 
     def start_bundle(self) -> None:
         self._batches: list[pa.RecordBatch] = []
-        self._rows = 0
+        self._rows = self._bytes = 0
 
     def process(self, batch: Rows) -> None:
+        size = batch.nbytes
+        if self._rows and self._bytes + size > FLUSH_BYTES:
+            self._flush()
         self._batches.append(batch)
         self._rows += len(batch)
+        self._bytes += size
         if self._rows >= FLUSH_ROWS:
             self._flush()
 
@@ -72,7 +79,7 @@ class _UpsertFn(beam.DoFn):
         self._table.close()
 
     def _flush(self) -> None:
-        rows = concatenated(self._batches, self.schema)
+        rows = declared(concatenated(self._batches, self.schema), self.schema)
         self._table.upsert(rows)
         self.written.inc(len(rows))
         self.start_bundle()

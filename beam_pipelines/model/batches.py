@@ -41,6 +41,22 @@ def one_of(name: str, values: tuple[str, ...], nullable: bool = False) -> pa.Fie
     )
 
 
+SHORTENED_KEY = b"shortened"
+"""Field metadata of a column whose texts were shortened: to how many bytes, in digits."""
+
+
+def shortened_field(field: pa.Field, limit_bytes: int) -> pa.Field:
+    """Mark a column of shortened texts, so that nobody shortens them again."""
+    marked = {**(field.metadata or {}), SHORTENED_KEY: str(limit_bytes).encode()}
+    return field.with_metadata(marked)
+
+
+def shortened_to(field: pa.Field) -> int | None:
+    """Return how many bytes the texts of a column were shortened to; None: they weren't."""
+    limit = (field.metadata or {}).get(SHORTENED_KEY)
+    return None if limit is None else int(limit)
+
+
 def values_of(field: pa.Field) -> tuple[str, ...]:
     """Return the values of a `one_of` column, in the order of their codes."""
     if field.metadata is None or VALUES_KEY not in field.metadata:
@@ -281,6 +297,11 @@ def concatenated(batches: list[pa.RecordBatch], schema: pa.Schema) -> pa.RecordB
     if len(batches) == 1:
         return batches[0]
     return pa.concat_batches(batches) if batches else empty_batch(schema)
+
+
+def declared(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Give a batch the metadata of its declared schema: batches made by hand may lack it."""
+    return pa.RecordBatch.from_arrays(batch.columns, schema=schema)
 
 
 def batch_of_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.RecordBatch:

@@ -20,6 +20,7 @@ from beam_pipelines.kernels import hyperloglog
 from beam_pipelines.kernels.columns import divided, hashes_of, micros, shards_of, timestamps
 from beam_pipelines.kernels.counts import counts_per_slice, summed
 from beam_pipelines.kernels.key_groups import shard_labels
+from beam_pipelines.kernels.texts import short_field, short_texts
 from beam_pipelines.model.batches import BatchCoder, BatchOf, Rows, concatenated, lateness_of
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP, timed_schema_of
 from beam_pipelines.model.windows import WindowPolicy
@@ -48,6 +49,9 @@ class CountPerWindow(beam.PTransform):
     value like any other, and the output's `by` may be null where the input's may. A late row
     fires its windows again with the full count.
 
+    Texts over MAX_KEY_BYTES are counted, and go on, shortened (`kernels.texts`): state is
+    bounded by bytes, and all sinks store one text alike.
+
     Args:
       by: Column to count by: strings, or values that have a string form.
       window: Fixed or sliding windows.
@@ -68,20 +72,20 @@ class CountPerWindow(beam.PTransform):
         _require_slices(self.window, "CountPerWindow")
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        by = timed_schema_of(batches, self.by).field(self.by)
-        value_type = _plain_type(by.type)
+        given = timed_schema_of(batches, self.by).field(self.by)
+        value_type = _plain_type(given.type)
         require_global_window(batches, "CountPerWindow")
         lateness_s = lateness_of(batches, "CountPerWindow")
         partial = pa.schema([("value", value_type), pa.field("count", pa.int64(), nullable=False)])
         rows = _windowed_schema(
-            pa.field(self.by, value_type, nullable=by.nullable),
+            short_field(pa.field(self.by, value_type, nullable=given.nullable), given),
             pa.field(self.into, pa.int64(), nullable=False),
         )
         keyed = _keyed(partial)
         return (
             batches
             | "Count in bundle"
-            >> beam.ParDo(_CountFn(self.by, self.window, self.shards, partial)).with_output_types(
+            >> beam.ParDo(_CountFn(given, self.window, self.shards, partial)).with_output_types(
                 keyed
             )
             | "Window" >> _into(self.window.closings(), batches, lateness_s)
@@ -256,15 +260,17 @@ class _PartialsFn(GatheringFn):
 
 
 class _CountFn(_PartialsFn):
-    def __init__(self, by: str, window: WindowPolicy, shards: int, partial: pa.Schema) -> None:
-        super().__init__(by, window, shards)
+    def __init__(self, by: pa.Field, window: WindowPolicy, shards: int, partial: pa.Schema) -> None:
+        super().__init__(by.name, window, shards)
+        self.by = by
         self.partial = partial
 
     def partials(self, rows: pa.RecordBatch, slices: np.ndarray) -> Any:
         values = rows[self.column].cast(self.partial.field("value").type)
         counts = counts_per_slice(slices, values)
-        shards = shards_of(hashes_of(counts["value"]), self.shards)
-        partial = pa.RecordBatch.from_arrays([counts["value"], counts["count"]], self.partial.names)
+        distinct = short_texts(counts["value"], self.by)  # and still distinct
+        shards = shards_of(hashes_of(distinct), self.shards)
+        partial = pa.RecordBatch.from_arrays([distinct, counts["count"]], self.partial.names)
         return counts["slice"].to_numpy(), shards, partial.cast(self.partial)
 
 

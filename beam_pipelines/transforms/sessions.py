@@ -13,6 +13,7 @@ from apache_beam.utils.timestamp import Timestamp
 from beam_pipelines.kernels.columns import micros
 from beam_pipelines.kernels.secure_hashing import secure_hashes_of_repeated
 from beam_pipelines.kernels.sessions import SESSION_ROWS, SessionRule, first_names, scan
+from beam_pipelines.kernels.texts import short_field, short_texts
 from beam_pipelines.model.batches import BatchOf, lateness_of, values_of
 from beam_pipelines.model.hash_key import HashKey, key_of
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP, timed_schema_of
@@ -38,7 +39,7 @@ class Sessionize(beam.PTransform):
     `marker`, in which null marks nothing; in the global window.
     Output: batches (`by`, session_start, session_end, duration_s, a count per entry of
     `counts`, ended_by). `ended_by` is the value of `end`, or `timeout`. (by,
-    session_start) is unique.
+    session_start) is unique. A key over MAX_KEY_BYTES is named shortened (`kernels.texts`).
 
     Keys are compared by BLAKE2b of their text, cut to 64 bits: whoever chooses one needs 2⁶⁴
     attempts to share another's sessions, or, among a million known ones, 2⁴⁴ to share any of
@@ -83,11 +84,14 @@ class Sessionize(beam.PTransform):
                 "with nullable=False"
             )
         require_global_window(batches, "Sessionize")
-        step = SessionStep(self.by, self._rule(schema))
+        key = schema.field(self.by)
+        step = SessionStep(
+            short_field(pa.field(self.by, pa.string(), nullable=False), key), self._rule(schema)
+        )
         return (
             batches
             | "By key"
-            >> beam.ParDo(_ByKeyFn(columns, self.shards, self.hash_key)).with_output_types(
+            >> beam.ParDo(_ByKeyFn(columns, self.shards, key, self.hash_key)).with_output_types(
                 typehints.Tuple[int, BatchOf(SESSION_ROWS)]
             )
             | "Fold sessions"
@@ -115,9 +119,12 @@ class Sessionize(beam.PTransform):
 class _ByKeyFn(GatheringFn):
     """Keys rows by a shard of their key's hash; few of them carry the key's name."""
 
-    def __init__(self, columns: tuple[str, ...], shards: int, hash_key: HashKey | None) -> None:
+    def __init__(
+        self, columns: tuple[str, ...], shards: int, key: pa.Field, hash_key: HashKey | None
+    ) -> None:
         super().__init__(columns)
         self.shards = shards
+        self.key = key
         self.hash_key = hash_key
 
     def setup(self) -> None:
@@ -136,7 +143,7 @@ class _ByKeyFn(GatheringFn):
                 pa.array(keys),
                 rows[EVENT_TIME],
                 pa.array(kinds, pa.int8()),
-                names,
+                short_texts(names, self.key),
             ],
             schema=SESSION_ROWS,
         )
@@ -149,13 +156,13 @@ class SessionStep:
 
     row_schema = SESSION_ROWS
 
-    def __init__(self, by: str, rule: SessionRule) -> None:
+    def __init__(self, by: pa.Field, rule: SessionRule) -> None:
         self.rule = rule
         self.state_schema = rule.open_schema
         self.quiet_us = rule.gap_us
         self.output_schema = pa.schema(
             [
-                pa.field(by, pa.string(), nullable=False),
+                by,
                 pa.field("session_start", TIMESTAMP, nullable=False),
                 pa.field("session_end", TIMESTAMP, nullable=False),
                 pa.field("duration_s", pa.float64(), nullable=False),

@@ -71,7 +71,7 @@ class Ends:
                 )
             ]
             columns = ["event_us", "user_id", "page_url", "event_type", "event_id"]
-            yield from compared(oracle, "events_by_user", "events", columns, events)
+            yield from compared(oracle, "events_by_user", "events_by_user", columns, events)
 
     def _lake(self, oracle: Oracle) -> Iterator[str]:
         files = lake_files(oracle, self.lake)
@@ -94,7 +94,7 @@ class Ends:
             json.loads(message.value())["event_id"]
             for message in consumed(self.bootstrap_servers, self.enriched)
         }
-        named = {id_ for (id_,) in oracle.rows("SELECT event_id FROM events") if id_ is not None}
+        named = {id_ for (id_,) in oracle.rows("SELECT event_id FROM published") if id_ is not None}
         ((unnamed,),) = oracle.rows("SELECT count(*) FROM events WHERE event_id IS NULL")
         if missing := named - ids:
             yield f"enriched: {len(missing)} ids missing, e.g. {min(missing)}"
@@ -110,10 +110,22 @@ class Ends:
             letters.add(
                 (
                     *(said["topic"], int(said["partition"]), int(said["offset"])),
-                    *(said["stage"], said["reason"], message.value()),
+                    *(said["stage"], said["reason"], _whole(oracle, said, message.value())),
                 )
             )
         yield from compared(oracle, "dead_letters", "dead_letters", columns, letters)
+
+
+def _whole(oracle: Oracle, said: dict[str, str], value: bytes | None) -> bytes | None:
+    """Return the payload of a dead letter, of which its topic may hold the beginning."""
+    if value is None or said.get("cut") != "true":
+        return value
+    rows = oracle.rows(
+        f"SELECT payload FROM dead_letters WHERE topic = '{said['topic']}' "
+        f'AND partition = {said["partition"]} AND "offset" = {said["offset"]}'
+    )
+    wholes = (whole for (whole,) in rows if whole.startswith(value))
+    return next((whole for whole in wholes if len(whole) == int(said["bytes"])), value)
 
 
 def compared(

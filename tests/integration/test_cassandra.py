@@ -18,13 +18,14 @@ from beam_pipelines.io.cassandra.cluster import CassandraError, check_cassandra,
 from beam_pipelines.io.cassandra.tables import CassandraTable, DayOf, MicrosOf
 from beam_pipelines.io.cassandra.write import CassandraWriter, WriteToCassandra
 from beam_pipelines.io.patience import Patience
+from beam_pipelines.kernels.texts import MAX_KEY_BYTES
 from beam_pipelines.model.activity import ACTIVITY, PAGE_VIEW_COUNTS
 from beam_pipelines.model.batches import BatchOf, batch_of_rows, empty_batch
 from beam_pipelines.model.records import event_schema
 from beam_pipelines.model.secret import Secret
 from stack.cassandra import statements
 from stack.settings import REPOSITORY
-from tests.io.contract import Sink, SinkContract, run
+from tests.io.contract import Sink, TableContract, run
 
 NINE = datetime(2026, 1, 5, 9, tzinfo=UTC)
 
@@ -148,6 +149,13 @@ class CassandraSink(Sink):
     def expected_rows(self):
         return [(f"/{i}", 8 if i == 3 else i) for i in range(9)]
 
+    def with_keys(self, keys, batch_rows):
+        self.given = [view(key, i) for i, key in enumerate(keys)]
+        return self.elements(batch_rows)
+
+    def keys(self):
+        return sorted(row[0] for row in self.rows())
+
     def obstruct(self):
         self.cluster = parse_cluster(self.cluster.address.replace("/activity", "/nowhere"))
 
@@ -158,7 +166,7 @@ class CassandraSink(Sink):
         assert len(threads) <= 1  # of the session that looks
 
 
-class TestContract(SinkContract):
+class TestContract(TableContract):
     @pytest.fixture
     def sink(self, keyspace):
         return CassandraSink(keyspace)
@@ -227,7 +235,7 @@ def test_many_rows_and_very_long_texts_arrive_whole(keyspace):
     stored = {identity: (user, page, key) for identity, user, page, key in found}
     assert len(found) == n
     assert stored[8][0].startswith("uuu")
-    assert len(stored[8][0]) == encoding.MAX_KEY_BYTES - len("…".encode()) + 1
+    assert len(stored[8][0]) == MAX_KEY_BYTES - len("…".encode()) + 1
     del stored[8]
     assert stored == {
         row["identity"]: (row["user_id"], row["page_url"], row["event_id"])

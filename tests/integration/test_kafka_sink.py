@@ -8,8 +8,11 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import apache_beam as beam
+import numpy as np
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from beam_pipelines.io.kafka import sink as kafka_sink
@@ -18,6 +21,7 @@ from beam_pipelines.io.kafka.client import (
     KafkaCluster,
     Topic,
     check_topics,
+    largest_taken,
     topic_partitions,
 )
 from beam_pipelines.io.kafka.sink import (
@@ -29,7 +33,7 @@ from beam_pipelines.io.kafka.sink import (
 )
 from beam_pipelines.model.batches import BatchOf, batch_of_rows, empty_batch
 from beam_pipelines.model.records import DEAD_LETTERS
-from tests.io.contract import Sink, SinkContract, run
+from tests.io.contract import Sink, TableContract, run, shortened_form
 from tests.io.kafka.test_sink import ORDERS, letter, order
 
 PARTITIONS = 3
@@ -151,6 +155,14 @@ class KafkaSink(Sink):
             for i in range(9)
         ]
 
+    def with_keys(self, keys, batch_rows):
+        self.given = [order(key, f"o{i}", i) for i, key in enumerate(keys)]
+        return self.elements(batch_rows)
+
+    def keys(self):
+        assert all(key == fields["customer"] for key, fields in self.stored().values())
+        return sorted(key for key, _ in self.stored().values())
+
     def obstruct(self):
         self.topics.delete(self.topic)
 
@@ -158,7 +170,7 @@ class KafkaSink(Sink):
         assert librdkafka_threads() == self.threads
 
 
-class TestContract(SinkContract):
+class TestContract(TableContract):
     @pytest.fixture
     def sink(self, topics):
         return KafkaSink(topics)
@@ -238,6 +250,87 @@ def test_a_record_that_the_topic_refuses_fails_the_bundle_at_once(topics):
     with pytest.raises(ConnectionError, match=r"did not take .*; raise max\.message\.bytes"):
         publishing.publish(Records(["a"], [noise]))
         publishing.flush()
+
+
+def noise(size):
+    return np.random.default_rng(size).bytes(size)
+
+
+def publish(topics, topic, records, *batches):
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    _ = (
+        pipeline
+        | beam.Create(batches).with_output_types(BatchOf(batches[0].schema))
+        | WriteToKafka(topic, topics.cluster, records, "it")
+    )
+    pipeline.run().wait_until_finish()
+
+
+@pytest.mark.parametrize("limit", [1_048_588, 4 << 20])
+def test_a_dead_letter_of_a_record_as_large_as_its_topic_takes_is_cut(topics, limit):
+    given, letters = (topics.new(**{"max.message.bytes": str(limit)}) for _ in range(2))
+    garbage = noise(limit - 130)
+    producer = Producer(topics.cluster.settings(**{"message.max.bytes": 10_000_000}))
+    producer.produce(given, garbage)
+    producer.flush(30)
+    [taken] = topics.records(given)
+    where = {"topic": given, "partition": taken.partition(), "offset": taken.offset()}
+    rows = [letter(payload=taken.value(), **where), letter(payload=b"{", offset=2)]
+    publish(topics, letters, DeadLetterRecords(), batch_of_rows(rows, DEAD_LETTERS))
+    found = {len(record.value()): record for record in topics.records(letters)}
+    assert found.pop(1).headers()[-1] == ("message", b"no JSON object")
+    [(size, cut)] = found.items()
+    assert limit - 1_000 < size < limit
+    assert garbage.startswith(cut.value())
+    headers = dict(cut.headers())
+    assert (headers["cut"], int(headers["bytes"])) == (b"true", len(garbage))
+    assert cut.key().decode() == f"{given}-{taken.partition()}-{taken.offset()}"
+    assert [headers[name].decode() for name in where] == [*map(str, where.values())]
+
+
+def test_an_event_with_a_text_of_900_kb_is_published_shortened(topics):
+    topic, text = topics.new(), noise(450_000).hex()
+    records = JsonRecords("customer", ("customer", "order_id"), "processing_time")
+    publish(topics, topic, records, batch_of_rows([order(text, text)], ORDERS))
+    [record] = topics.records(topic)
+    fields = json.loads(record.value())
+    short = shortened_form(text)
+    assert (record.key().decode(), fields["customer"], fields["order_id"]) == (short,) * 3
+
+
+def test_many_records_for_a_topic_of_small_batches_arrive(topics):
+    topic = topics.new(**{"max.message.bytes": "50000"})
+    rows = [order(noise(900 + i % 7).hex()[:1_900], f"o{i}", i) for i in range(3_000)]
+    records = JsonRecords("customer", ("customer", "order_id"), "processing_time")
+    publish(topics, topic, records, batch_of_rows(rows, ORDERS))
+    assert len(topics.records(topic)) == len(rows)
+
+
+def test_a_topic_says_how_large_a_record_may_be(topics):
+    assert largest_taken(topics.cluster, topics.new(), 40_000) == 1_048_588
+    small = topics.new(**{"max.message.bytes": "40000"})
+    assert largest_taken(topics.cluster, small, 40_000) == 40_000
+
+
+def test_a_topic_that_takes_too_little_is_refused_at_the_start(topics):
+    topic = topics.new(**{"max.message.bytes": "10000"})
+    remedy = f"kafka-configs.sh .* --entity-name {topic} --add-config max.message.bytes=1048588"
+    with pytest.raises(Exception, match=f"takes records of 10,000 bytes, .* 32,768; .*{remedy}"):
+        publish(topics, topic, DeadLetterRecords(), empty_batch(DEAD_LETTERS))
+
+
+def test_a_dead_letter_is_cut_further_where_the_topic_takes_less_than_was_thought(topics):
+    topic = topics.new(**{"max.message.bytes": "200000"})
+    publishing = publisher(topics, topic)
+    payload = noise(3_000_000)
+    publishing.publish(Records(["a", "b"], [payload, b"small"], [[("stage", "parse")]] * 2))
+    assert publishing.flush() == 2
+    publishing.close()
+    cut, small = sorted(topics.records(topic), key=lambda record: record.key())
+    assert (small.value(), small.headers()) == (b"small", [("stage", b"parse")])
+    assert 100_000 < len(cut.value()) < 200_000
+    assert payload.startswith(cut.value())
+    assert cut.headers() == [("stage", b"parse"), ("cut", b"true"), ("bytes", b"3000000")]
 
 
 def test_a_buffer_of_a_few_records_is_no_loss(topics):

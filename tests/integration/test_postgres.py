@@ -23,13 +23,13 @@ from beam_pipelines.io.postgres import (
     WriteToPostgres,
     check_postgres,
 )
-from beam_pipelines.io.postgres_copy import MAX_KEY_BYTES
+from beam_pipelines.kernels.texts import MAX_KEY_BYTES
 from beam_pipelines.model.activity import TABLES
 from beam_pipelines.model.batches import BatchOf, batch_of_rows, empty_batch
 from beam_pipelines.model.records import TIMESTAMP
 from beam_pipelines.model.secret import Secret
 from beam_pipelines.model.tables import Table
-from tests.io.contract import Sink, SinkContract, run
+from tests.io.contract import Sink, TableContract, run
 from tests.io.test_duckdb import NINE, VIEWS, view
 
 INIT_SQL = Path(__file__).parent.parent.parent / "init-db.sql"
@@ -126,6 +126,13 @@ class PostgresSink(Sink):
         rows[3] = ("/3", 8, "later")
         return rows
 
+    def with_keys(self, keys, batch_rows):
+        self.given = [view(key, i) for i, key in enumerate(keys)]
+        return self.elements(batch_rows)
+
+    def keys(self):
+        return sorted(row[0] for row in self.rows())
+
     def obstruct(self):
         self.space.execute("DROP TABLE views")
 
@@ -136,7 +143,7 @@ class PostgresSink(Sink):
         )
 
 
-class TestContract(SinkContract):
+class TestContract(TableContract):
     @pytest.fixture
     def sink(self, views):
         return PostgresSink(views)

@@ -3,6 +3,7 @@
 A test module makes a `Sink` and inherits `SinkContract`.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,6 +13,25 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 Written = list[Any]
+
+
+LONG = ["/" + "é" * 1_500 + end for end in "xy"]
+"""Texts that begin alike, and are longer than the 2,000 bytes of a key."""
+
+
+def shortened_form(text: str) -> str:
+    """Return what a text that is shortened becomes."""
+    data = text.encode()
+    mark = f"…sha256:{hashlib.sha256(data).hexdigest()}"
+    return data[: 2_000 - len(mark.encode())].decode(errors="ignore") + mark
+
+
+def stored_form(key: str) -> str:
+    """Return what a table holds for a key."""
+    return shortened_form(key) if len(key.encode()) > 2_000 or "…sha256:" in key else key
+
+
+KEYS = [*LONG, shortened_form(LONG[0]), "…sha256:", "/short"]
 
 
 class Sink(ABC):
@@ -46,6 +66,18 @@ class Sink(ABC):
     @abstractmethod
     def rows(self) -> Written:
         """Return the rows that a reader finds."""
+
+    @abstractmethod
+    def with_keys(self, keys: list[str], batch_rows: int) -> list[Any]:
+        """Return rows with these keys, always the same ones, in batches of so many."""
+
+    @abstractmethod
+    def keys(self) -> list[str]:
+        """Return the keys that a reader finds, sorted."""
+
+    def key_of(self, key: str) -> str:
+        """Return what a key is stored as; files store it as it is."""
+        return stored_form(key)
 
     @abstractmethod
     def obstruct(self) -> None:
@@ -131,6 +163,13 @@ class SinkContract:
         run(sink, sink.elements(3))
         assert sink.rows() == sink.expected_rows()
 
+    @pytest.mark.parametrize("batch_rows", [len(KEYS), 1])
+    def test_long_keys_and_what_one_of_them_is_shortened_to_stay_apart(self, sink, batch_rows):
+        run(sink, sink.with_keys(KEYS, batch_rows))
+        run(sink, sink.with_keys(KEYS, batch_rows))
+        assert sink.keys() == sorted(map(sink.key_of, KEYS))
+        assert len(set(sink.keys())) == len(KEYS)
+
     def test_a_permanent_failure_is_raised(self, sink):
         sink.obstruct()
         with pytest.raises(Exception, match=r"(?i)exist|director|open"):
@@ -145,3 +184,12 @@ class SinkContract:
         with pytest.raises(Exception, match="the worker is gone"):
             run(sink, sink.elements(2), check=fail_before(3))
         sink.assert_closed()
+
+
+class TableContract(SinkContract):
+    """Of sinks that add the rows of one run to those of another."""
+
+    def test_long_keys_stay_apart_when_each_comes_alone(self, sink):
+        for element in sink.with_keys(KEYS, 1):
+            run(sink, [element])
+        assert sink.keys() == sorted(map(sink.key_of, KEYS))

@@ -19,12 +19,18 @@ from beam_pipelines.io.duckdb import (
     upsert_sql,
 )
 from beam_pipelines.io.lake import WriteLake
-from beam_pipelines.model.batches import BatchOf, batch_of_rows, empty_batch, one_of
+from beam_pipelines.model.batches import (
+    BatchOf,
+    batch_of_rows,
+    empty_batch,
+    one_of,
+    shortened_field,
+)
 from beam_pipelines.model.records import TIMESTAMP
 from beam_pipelines.model.span import spanned
 from beam_pipelines.model.tables import Table
 from beam_pipelines.model.windows import WindowPolicy
-from tests.io.contract import Sink, SinkContract, run
+from tests.io.contract import LONG, Sink, TableContract, run, shortened_form
 from tests.io.test_lake import ROWS, SHOP, Stream
 
 VIEWS = Table(
@@ -86,6 +92,13 @@ class DuckDBSink(Sink):
         rows[3] = ("/3", 8, "later")
         return rows
 
+    def with_keys(self, keys, batch_rows):
+        self.given = [view(key, i) for i, key in enumerate(keys)]
+        return self.elements(batch_rows)
+
+    def keys(self):
+        return sorted(row[0] for row in self.rows())
+
     def obstruct(self):
         self.path.mkdir(parents=True)
 
@@ -93,7 +106,7 @@ class DuckDBSink(Sink):
         select(self.path, "SELECT 1")  # refused while a writing connection is open
 
 
-class TestContract(SinkContract):
+class TestContract(TableContract):
     @pytest.fixture
     def sink(self, tmp_path):
         return DuckDBSink(tmp_path)
@@ -108,6 +121,28 @@ def write(path, *rows, table=VIEWS):
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "results.duckdb"
+
+
+def test_keys_that_a_stage_before_has_shortened_are_stored_as_they_are(tmp_path):
+    sink = DuckDBSink(tmp_path)
+    marked = VIEWS.schema.set(1, shortened_field(VIEWS.schema.field("page"), 2_000))
+    sink.hint = lambda: BatchOf(marked)
+    short = shortened_form(LONG[0])
+    made_by_hand = batch_of_rows([view(short, 1)], VIEWS.schema)
+    run(sink, [batch_of_rows([view("/a", 1)], marked), made_by_hand])
+    assert sink.keys() == ["/a", short]
+
+
+def test_large_rows_of_a_bundle_are_upserted_before_they_are_too_many(monkeypatch, tmp_path):
+    written = []
+    monkeypatch.setattr(
+        "beam_pipelines.io.duckdb._OpenTable.upsert", lambda _, rows: written.append(len(rows))
+    )
+    monkeypatch.setattr("beam_pipelines.io.upsert.FLUSH_BYTES", 10_000)
+    sink = DuckDBSink(tmp_path)
+    sink.given = [view("/", i, "x" * 4_000) for i in range(5)] + [view("/", 9, "x" * 40_000)]
+    run(sink, sink.elements(1))
+    assert written == [2, 2, 1, 1]
 
 
 def test_the_greatest_count_stays_and_the_last_note(path):

@@ -110,6 +110,16 @@ class LakeSink(Sink):
             if row["verdict"] != "future"
         ]
 
+    def with_keys(self, keys, batch_rows):
+        self.stream.rows = [order(i, order_id=key) for i, key in enumerate(keys)]
+        return self.elements(batch_rows)
+
+    def keys(self):
+        return sorted(row[1] for row in self.rows())
+
+    def key_of(self, key):
+        return key
+
     def obstruct(self):
         self.folder.write_text("not a folder")
 

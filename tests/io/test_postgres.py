@@ -10,7 +10,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from beam_pipelines.io.duckdb import create_table_sql
+from beam_pipelines.io.duckdb import create_table_sql, merged
 from beam_pipelines.io.patience import Patience
 from beam_pipelines.io.postgres import (
     PostgresTable,
@@ -19,13 +19,15 @@ from beam_pipelines.io.postgres import (
     is_transient,
     merge_sql,
 )
-from beam_pipelines.io.postgres_copy import MAX_KEY_BYTES, copied
+from beam_pipelines.io.postgres_copy import copied
+from beam_pipelines.kernels.texts import MAX_KEY_BYTES
 from beam_pipelines.model.activity import TABLES
 from beam_pipelines.model.batches import BatchOf, batch_of_rows, one_of
 from beam_pipelines.model.records import TIMESTAMP
 from beam_pipelines.model.secret import MissingSecret, Secret
 from beam_pipelines.model.tables import Table
 from beam_pipelines.model.windows import WindowPolicy
+from tests.io.contract import LONG, shortened_form
 from tests.io.test_duckdb import VIEWS, view
 
 INIT_SQL = Path(__file__).parent.parent.parent / "init-db.sql"
@@ -36,7 +38,7 @@ INIT_SQL = Path(__file__).parent.parent.parent / "init-db.sql"
 
 def sent(table, *rows):
     """What COPY reads of rows, by the manual: the bytes of each value, None for null."""
-    data = copied(pa.table(batch_of_rows(rows, table.schema)), table)
+    data = copied(merged(batch_of_rows(rows, table.schema), table), table)
     assert data[:19] == b"PGCOPY\n\xff\r\n\0" + bytes(8)
     read, at = [], 19
     while (values := struct.unpack_from(">h", data, at)[0]) != -1:
@@ -116,6 +118,16 @@ def test_a_key_too_long_for_an_index_is_shortened_to_a_text_of_its_own():
         assert beginning == "/" + "é" * ((MAX_KEY_BYTES - 74) // 2 - 1)
         assert len(digest) == 64
         assert MAX_KEY_BYTES - 2 <= len(page.encode()) <= MAX_KEY_BYTES
+
+
+def test_a_long_key_and_the_text_it_is_shortened_to_are_two_rows():
+    rows = sent(VIEWS, view(LONG[0], 5), view(shortened_form(LONG[0]), 3), view(LONG[0], 4))
+    pages = {page.decode(): int.from_bytes(views) for _, page, views, _ in rows}
+    assert pages == {
+        shortened_form(LONG[0]): 5,
+        shortened_form(shortened_form(LONG[0])): 3,
+    }
+    assert len(rows) == 2
 
 
 def test_only_the_key_is_shortened_and_its_texts_share_the_room():

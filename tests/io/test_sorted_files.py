@@ -9,6 +9,7 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
+from beam_pipelines.io import sorted_files
 from beam_pipelines.io.publication import remove_leftovers
 from beam_pipelines.io.sorted_files import SLICE_ROWS, WriteSortedFiles, merged_runs
 from beam_pipelines.model.batches import BatchOf, batch_of_rows, empty_batch, one_of
@@ -85,6 +86,16 @@ class SortedFilesSink(Sink):
 
     def expected_rows(self):
         return sorted(row["order_id"] for row in self.given)
+
+    def with_keys(self, keys, batch_rows):
+        self.given = [{**order(i), "order_id": key} for i, key in enumerate(keys)]
+        return self.elements(batch_rows)
+
+    def keys(self):
+        return self.rows()
+
+    def key_of(self, key):
+        return key
 
     def obstruct(self):
         self.folder.write_text("not a folder")
@@ -224,3 +235,33 @@ def test_misuse_fails_at_construction(tmp_path, settings, message):
     )
     with pytest.raises(ValueError, match=message):
         _ = rows | sink.write()
+
+
+def test_slices_are_bounded_by_bytes_whatever_the_runs(monkeypatch):
+    monkeypatch.setattr("beam_pipelines.io.sorted_files.SLICE_BYTES", 1_000)
+    sizes = [10, 985, 5, 1, 2_000, 400, None, 600, 1] + [0] * SLICE_ROWS
+    texts = pa.array([None if size is None else "x" * size for size in sizes])
+    rows = pa.RecordBatch.from_arrays([pa.array(range(len(sizes))), texts], ["n", "text"])
+    cuts = [(0, 3), (3, 4), (4, 5), (5, 8), (8, 8 + SLICE_ROWS), (8 + SLICE_ROWS, len(sizes))]
+    expected = [rows.slice(start, end - start) for start, end in cuts]
+    for runs in ([rows], [rows.slice(6), rows.slice(0, 2), rows.slice(2, 4)]):
+        found = list(merged_runs(runs, ["n"]))
+        assert [slice_.to_pydict() for slice_ in found] == [s.to_pydict() for s in expected]
+
+
+def test_a_run_is_written_before_it_has_too_many_bytes(monkeypatch, tmp_path):
+    monkeypatch.setattr("beam_pipelines.io.sorted_files.SPILL_BYTES", 10_000)
+    written = []
+    concatenated = sorted_files.concatenated
+
+    def noted(batches, schema):
+        written.append(len(batches))
+        return concatenated(batches, schema)
+
+    monkeypatch.setattr(sorted_files, "concatenated", noted)
+    sink = SortedFilesSink(tmp_path, "ndjson", shards=1)
+    sizes = [4_000, 4_000, 4_000, 50_000, 10]
+    sink.given = [{**order(i), "note": "x" * size} for i, size in enumerate(sizes)]
+    run(sink, sink.elements(1))
+    assert written[:4] == [2, 1, 1, 1]
+    assert sink.rows() == sink.expected_rows()

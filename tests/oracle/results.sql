@@ -5,6 +5,20 @@
 
 CREATE MACRO floored(us, step) AS us - ((us % step) + step) % step;
 
+-- A text in a table: over 2,000 bytes, or where it contains the mark of one that was, its
+-- beginning (whole characters, of 1,926 bytes at most), the mark and its SHA-256. A byte whose
+-- first hexadecimal digit is 8 to B goes on with a character.
+CREATE MACRO beginning(digits, bytes) AS substr(digits, 1, 2 * list_filter(
+    [bytes, bytes - 1, bytes - 2, bytes - 3],
+    lambda n: substr(digits, 2 * n + 1, 1) NOT IN ('8', '9', 'A', 'B')
+)[1]);
+CREATE MACRO shortened(text) AS
+    CASE
+        WHEN octet_length(encode(text)) > 2000 OR contains(text, '…sha256:')
+            THEN decode(unhex(beginning(hex(encode(text)), 1926))) || '…sha256:' || sha256(text)
+        ELSE text
+    END;
+
 -- The time rule. Records without an append time belong to complete input: nothing in it is
 -- late, and as_of stands in to judge the future.
 CREATE TABLE records AS
@@ -40,14 +54,17 @@ QUALIFY row_number() OVER (
 ) = 1;
 
 CREATE TABLE page_view_counts AS
-SELECT
-    floored(event_us, getvariable('window_us')) AS window_start,
-    window_start + getvariable('window_us') AS window_end,
-    page_url,
-    count(*) AS views
-FROM accepted
-WHERE event_type = 'page_view'
-GROUP BY ALL;
+WITH counted AS (
+    SELECT
+        floored(event_us, getvariable('window_us')) AS window_start,
+        window_start + getvariable('window_us') AS window_end,
+        page_url,
+        count(*) AS views
+    FROM accepted
+    WHERE event_type = 'page_view'
+    GROUP BY ALL
+)
+SELECT * REPLACE (shortened(page_url) AS page_url) FROM counted;
 
 -- Which users each window holds, with how many events: a window starts at every multiple of
 -- the period.
@@ -129,7 +146,7 @@ SELECT accepted.*, session FROM unnested JOIN accepted USING (event);
 
 CREATE TABLE user_sessions AS
 SELECT
-    user_id,
+    shortened(placed.user_id) AS user_id,
     min(event_us) AS session_start,
     max(event_us) AS session_end,
     (session_end - session_start) / 1e6 AS duration_s,
@@ -138,7 +155,7 @@ SELECT
     CASE WHEN bool_or(event_type = 'session_end') THEN 'session_end' ELSE 'timeout' END AS ended_by
 FROM placed
 WHERE session > 0
-GROUP BY user_id, session;
+GROUP BY placed.user_id, session;
 
 CREATE VIEW lake AS
 SELECT
@@ -153,6 +170,16 @@ SELECT event_us, user_id, page_url, event_type, event_id FROM accepted;
 
 CREATE VIEW enriched AS
 SELECT *, getvariable('as_of_us') AS processing_us FROM events;
+
+CREATE VIEW events_by_user AS
+SELECT * REPLACE (shortened(user_id) AS user_id) FROM events;
+
+-- The same events in a topic, where they are published with the time of that moment.
+CREATE VIEW published AS
+SELECT
+    event_us, shortened(user_id) AS user_id, shortened(page_url) AS page_url, event_type,
+    shortened(event_id) AS event_id
+FROM accepted;
 
 CREATE VIEW dead_letters AS
 SELECT

@@ -2,11 +2,15 @@ import importlib
 import itertools
 
 import duckdb
+import pyarrow as pa
 import pytest
 
+from beam_pipelines.model.records import TIMESTAMP
 from beam_pipelines.model.secret import Secret
 from scripts.job import JobError
-from tests.oracle.oracle import Rules
+from tests.io.contract import LONG, shortened_form
+from tests.oracle.oracle import Rules, write_raw
+from tests.runs import NINE, event, lines_of
 
 breaking = importlib.import_module("scripts.break")  # its name is a keyword
 
@@ -88,6 +92,39 @@ def test_a_session_that_late_events_changed_lately_is_in_motion(sql):
 def test_a_stored_session_is_exactly_the_truth_and_there_once(sql):
     truth = "a 10 20, b 10 20"
     assert sessions(sql, truth, truth, "a 10 20, b 10 30, b 10 20, b 10 20") == (2, 0, 0, 2)
+
+
+def test_rows_of_texts_too_long_for_a_key_equal_the_truth(monkeypatch, tmp_path):
+    user, page = LONG
+    [payload] = lines_of([event(1, user=user, url=page)])
+    at_us = int(NINE.timestamp()) * SECOND_US
+    window = (at_us, at_us + 60 * SECOND_US)
+    tables = {
+        "page_view_counts": [(*window, shortened_form(page), 1)],
+        "active_users": [],
+        "user_sessions": [
+            (shortened_form(user), at_us + SECOND_US, at_us + SECOND_US, 0.0, 1, 0, "timeout")
+        ],
+    }
+
+    def dump(servers, topic, path):
+        append_time = pa.array([at_us + 2 * SECOND_US]).cast(TIMESTAMP)
+        record = {"payload": [payload], "offset": [0], "append_time": append_time}
+        write_raw(path, [(topic, pa.RecordBatch.from_pydict(record))])
+
+    def rows(database, table, columns):
+        types = {"page_url": pa.string(), "user_id": pa.string(), "ended_by": pa.string()}
+        types["duration_s"] = pa.float64()
+        schema = pa.schema([(name, types.get(name, pa.int64())) for name in columns])
+        made = [dict(zip(columns, row, strict=True)) for row in tables[table]]
+        return pa.Table.from_pylist(made, schema=schema)
+
+    monkeypatch.setattr(breaking, "dump", dump)
+    monkeypatch.setattr(breaking, "_rows", rows)
+    settings = breaking.Settings("clicks", "k:1", "postgresql://", Rules(at_us))
+    pages, _, users = breaking.compare(settings, tmp_path)
+    assert pages == breaking.Compared("page_view_counts", equal=1, moving=0, behind=0, wrong=0)
+    assert users == breaking.Compared("user_sessions", equal=1, moving=0, behind=0, wrong=0)
 
 
 def test_sessions_are_due_after_minute_gap_lateness_and_slack():

@@ -7,11 +7,19 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
-from beam_pipelines.model.batches import BatchOf, batch_of_rows, one_of, schema_of
+from beam_pipelines.model.batches import (
+    BatchOf,
+    batch_of_rows,
+    one_of,
+    schema_of,
+    shortened_field,
+    shortened_to,
+)
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.model.windows import WindowPolicy
 from beam_pipelines.testing import BatchStream, RowsWithPanesFn, rows_in_seconds, stream_pipeline
 from beam_pipelines.transforms.aggregate import CountDistinctPerWindow, CountPerWindow
+from tests.io.contract import LONG, shortened_form
 from tests.murmur import texts_of
 
 VISITS = pa.schema(
@@ -212,6 +220,22 @@ def test_bounded_results_are_stamped_with_the_last_instant_of_their_window():
         )
         stamps = counts | beam.Map(lambda _, stamp=beam.DoFn.TimestampParam: stamp.micros)
         assert_that(stamps, equal_to([59_999_999, 119_999_999, 179_999_999]))
+
+
+def test_long_values_are_shortened_once_and_the_column_says_so():
+    short = [shortened_form(text) for text in LONG]
+    pages = pa.table([pa.array([10, 20, 30]), pa.array([*LONG, LONG[0]])], VISITS.names)
+    stream = BatchStream(VISITS).add(*pages.to_pylist()).watermark(61)
+    counted = [("ON_TIME", (0, 60, short[0], 2)), ("ON_TIME", (0, 60, short[1], 1))]
+    assert panes(stream, CountPerWindow("page")) == counted
+
+    field = shortened_field(VISITS.field("page"), 2_000)
+    marked = VISITS.set(1, field)
+    stream = BatchStream(marked).add(*visits(10, page=short[0]))
+    assert panes(stream, CountPerWindow("page")) == [("ON_TIME", (0, 60, short[0], 1))]
+    for schema in (VISITS, marked):
+        rows = beam.Pipeline() | BatchStream(schema).end() | CountPerWindow("page")
+        assert shortened_to(schema_of(rows).field("page")) == 2_000
 
 
 def test_session_windows_are_refused():

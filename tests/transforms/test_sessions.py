@@ -7,13 +7,21 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
 from beam_pipelines.kernels.sessions import SESSION_ROWS, SessionRule
-from beam_pipelines.model.batches import BatchOf, batch_of_rows, one_of
+from beam_pipelines.model.batches import (
+    BatchOf,
+    batch_of_rows,
+    one_of,
+    schema_of,
+    shortened_field,
+    shortened_to,
+)
 from beam_pipelines.model.hash_key import HashKey
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.model.time_rule import SLACK_S
 from beam_pipelines.telemetry import tally
 from beam_pipelines.testing import BatchStream, RowsWithPanesFn, rows_in_seconds, stream_pipeline
 from beam_pipelines.transforms.sessions import Sessionize, SessionStep, _ByKeyFn
+from tests.io.contract import LONG, shortened_form
 from tests.murmur import hash_of, texts_of
 
 CALLS = pa.schema(
@@ -151,7 +159,7 @@ def test_with_a_key_sessions_are_the_same_and_their_keys_are_others(monkeypatch)
         stream = BatchStream(CALLS).add(call(0), call(1, caller="bob")).watermark(100)
         expected = [("ann", 0, 2, 2, 2, "timeout"), ("bob", 1, 1, 0, 1, "timeout")]
         assert_sessions(stream.add(call(2)), expected, hash_key=hash_key)
-        stage = _ByKeyFn((EVENT_TIME, "caller"), 1, hash_key)
+        stage = _ByKeyFn((EVENT_TIME, "caller"), 1, CALLS.field("caller"), hash_key)
         stage.setup()
         rows = batch_of_rows([call(0)], CALLS).select([EVENT_TIME, "caller"])
         keys += [part["key"].to_pylist() for (_, part), _ in stage.work(rows, 0)]
@@ -161,7 +169,7 @@ def test_with_a_key_sessions_are_the_same_and_their_keys_are_others(monkeypatch)
 def test_a_nameless_row_in_state_ends_its_session_and_not_the_job():
     before = tally().get("nameless_sessions", 0)
     rule = SessionRule(GAP * 1_000_000)
-    step = SessionStep("caller", rule)
+    step = SessionStep(CALLS.field("caller"), rule)
     rows = batch_of_rows([{"key": 0xAB, EVENT_TIME: 0, "kind": 0}], SESSION_ROWS)
     folded = step(rule.open_schema.empty_table(), rows, 10**12)
     assert rows_in_seconds(folded.output) == [("00000000000000ab", 0, 0, 0.0, "timeout")]
@@ -213,6 +221,22 @@ def test_any_order_of_arrival_on_bounded_input_gives_the_same_sessions(seed):
     batches = [whole.slice(start, 17) for start in range(0, 300, 17)]
     assert sessions_of(batches, shards=5) == ordered
     assert sum(row[4] for row in ordered) == 100
+
+
+def test_a_long_key_is_named_shortened_once_and_the_column_says_so():
+    short = shortened_form(LONG[0])
+    calls = [call(5, caller=LONG[0]), call(6, caller=short), call(7, caller=LONG[0])]
+    sessions = [
+        (short, 5, 7, 2, 2, "timeout"),
+        (shortened_form(short), 6, 6, 0, 1, "timeout"),
+    ]
+    assert_sessions(BatchStream(CALLS).add(*calls), sessions)
+
+    marked = CALLS.set(1, shortened_field(CALLS.field("caller"), 2_000))
+    stream = BatchStream(marked).add(call(5, caller=short))
+    assert_sessions(stream, [(short, 5, 5, 0, 1, "timeout")])
+    rows = beam.Pipeline() | BatchStream(CALLS).end() | sessionize()
+    assert shortened_to(schema_of(rows).field("caller")) == 2_000
 
 
 def sessions_of(batches, shards=16):

@@ -18,11 +18,7 @@ import pyarrow.compute as pc
 from beam_pipelines.io.cassandra.tables import CassandraTable, DayOf, MicrosOf
 from beam_pipelines.kernels.columns import hashes_of, micros, timestamps
 from beam_pipelines.kernels.hashing import hash_with
-from beam_pipelines.kernels.texts import shortened
 from beam_pipelines.kernels.wire import fixed, joined, laid_out, nulls_of, sized
-
-MAX_KEY_BYTES = 2_000
-"""Of the texts of a key together, as in Postgres; Cassandra refuses keys of 64 KiB."""
 
 BATCH_BYTES = 32_000
 """Encoded bytes of a batch of statements; a server refuses batches of 50 KiB by default."""
@@ -133,9 +129,6 @@ def _values(rows: pa.RecordBatch, table: CassandraTable, column: str) -> np.ndar
     values = rows[origin]
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    if pa.types.is_string(values.type) and column in table.primary_key:
-        texts = [c for c in table.primary_key if table.cql_type(c) == "text"]
-        return shortened(values, MAX_KEY_BYTES // len(texts))
     if pa.types.is_timestamp(values.type) and values.null_count == 0:
         return timestamps(micros(values))  # without a validity bitmap
     return values

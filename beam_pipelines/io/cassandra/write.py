@@ -34,6 +34,7 @@ from beam_pipelines.io.cassandra.encoding import (
 from beam_pipelines.io.cassandra.tables import CassandraTable, insert_cql
 from beam_pipelines.io.patience import DEFAULT_PATIENCE, Patience
 from beam_pipelines.io.upsert import upsert
+from beam_pipelines.kernels.texts import key_limit, short_columns
 from beam_pipelines.model.windows import refuse_partial_results
 
 IN_FLIGHT = 32
@@ -59,8 +60,9 @@ class WriteToCassandra(beam.PTransform):
 
     The table is there already (`sql/cassandra.cql`) and is compared with `table` whenever a
     worker connects. Timeouts, overload and nodes that are down are waited out as `patience`
-    says; every other error fails the bundle. Texts of a key that are very long are stored
-    shortened: their beginning, then their SHA-256.
+    says; every other error fails the bundle. Texts of a key that are very long (Cassandra
+    refuses keys of 64 KiB) are stored shortened, as in Postgres: their beginning, then
+    their SHA-256.
 
     Args:
       table: Table name, columns, key, and what decides between rows of a key.
@@ -109,6 +111,7 @@ class CassandraWriter:
         Raises:
           CassandraError: the cluster can't be reached for too long, or refuses the rows.
         """
+        key = [self.table.field_of(column).name for column in self.table.primary_key]
         pending: list[_EncodedBatch] | None = None
         in_flight = IN_FLIGHT
 
@@ -116,7 +119,8 @@ class CassandraWriter:
             nonlocal pending, in_flight
             connection, insert = self._prepared()
             if pending is None:
-                pending = list(_batches_of(rows, self.table, connection, insert))
+                short = short_columns(rows, key, key_limit(rows.schema, key))
+                pending = list(_batches_of(short, self.table, connection, insert))
             pending, error = _sent(connection, pending, in_flight)
             if error is not None:
                 in_flight = max(1, in_flight // 2)  # a server that timed out has enough to do

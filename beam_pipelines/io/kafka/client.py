@@ -15,6 +15,8 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.admin._topic import TopicDescription
 
+from beam_pipelines.io.kafka.sizes import DEFAULT_MAX_BYTES
+
 CLIENT_ID = "beam_pipelines"
 
 ANSWER_S = 20
@@ -59,6 +61,7 @@ def _without_values(record: logging.LogRecord) -> bool:
     return True
 
 
+_LOGGER = logging.getLogger(__name__)
 _LIBRDKAFKA = logging.getLogger(f"{__name__}.librdkafka")
 _LIBRDKAFKA.addFilter(_without_values)
 _LIBRDKAFKA.addFilter(OnceInAWhile())
@@ -184,6 +187,35 @@ def check_topics(cluster: KafkaCluster, topics: Collection[str]) -> None:
         the settings can't be used.
     """
     _Admin(cluster).describe(topics)
+
+
+def largest_taken(cluster: KafkaCluster, topic: str, least_bytes: int) -> int | None:
+    """Return the largest record that a topic to write to takes; None: this user may not ask.
+
+    Args:
+      cluster: How to reach it.
+      topic: The topic.
+      least_bytes: What it must take, before compression.
+
+    Raises:
+      ValueError: it takes less (the message has the command that changes it); else what
+        `check_topics` raises.
+    """
+    admin = _Admin(cluster)
+    admin.describe([topic])
+    try:
+        limit_bytes = int(admin.configs([topic])[topic]["max.message.bytes"])
+    except PermissionError as error:
+        _LOGGER.warning("How large a record may be isn't known: %s", error)
+        return None
+    if limit_bytes < least_bytes:
+        raise ValueError(
+            f"Kafka's topic {topic!r} takes records of {limit_bytes:,} bytes, and one of ours may "
+            f"have {least_bytes:,}; to change it: kafka-configs.sh --bootstrap-server "
+            f"{cluster.bootstrap_servers} --alter --entity-type topics --entity-name {topic} "
+            f"--add-config max.message.bytes={DEFAULT_MAX_BYTES}"
+        )
+    return limit_bytes
 
 
 def topic_partitions(cluster: KafkaCluster, topics: Collection[str]) -> dict[str, Topic]:

@@ -83,7 +83,7 @@ class ReadKafka(beam.PTransform):
     readers: int = 1
     group: str | None = None
     settings: str = ""
-    checks: tuple[Callable[[], None], ...] = ()
+    checks: tuple[Callable[[], object], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.topics or "" in self.topics:
@@ -132,7 +132,7 @@ def _labels(_: bytes, readers: int) -> list[str]:
 
 
 class _CheckFn(beam.DoFn):
-    def __init__(self, checks: tuple[Callable[[], None], ...]) -> None:
+    def __init__(self, checks: tuple[Callable[[], object], ...]) -> None:
         self.checks = checks
 
     def process(self, impulse: bytes) -> Iterator[bytes]:

@@ -2,12 +2,14 @@ import logging
 
 import pytest
 
+from beam_pipelines.io.kafka import client
 from beam_pipelines.io.kafka.client import (
     REPEAT_LOG_S,
     KafkaCluster,
     KafkaUnreachable,
     OnceInAWhile,
     check_topics,
+    largest_taken,
     parse_properties,
 )
 
@@ -53,6 +55,41 @@ def test_what_a_client_requires_wins_over_the_file_and_the_file_over_defaults(tm
 def test_a_cluster_shows_nothing_of_its_file(tmp_path):
     cluster = config(tmp_path, f"sasl.password={SECRET}\n")
     assert repr(cluster) == "KafkaCluster(bootstrap_servers='b1:9092,b2:9092')"
+
+
+class FakeAdmin:
+    """Describes any topic; `configs` is what it says of them, or why it doesn't."""
+
+    def __init__(self, configs):
+        self._configs = configs
+
+    def describe(self, topics):
+        return dict.fromkeys(topics)
+
+    def configs(self, topics):
+        if isinstance(self._configs, Exception):
+            raise self._configs
+        return dict.fromkeys(topics, self._configs)
+
+
+def test_a_topic_that_takes_too_little_is_refused_with_the_command_that_changes_it(monkeypatch):
+    described = FakeAdmin({"max.message.bytes": "39999"})
+    monkeypatch.setattr(client, "_Admin", lambda cluster: described)
+    assert largest_taken(KafkaCluster("b:1"), "out", 39_999) == 39_999
+    with pytest.raises(ValueError) as raised:
+        largest_taken(KafkaCluster("b:1"), "out", 40_000)
+    assert str(raised.value) == (
+        "Kafka's topic 'out' takes records of 39,999 bytes, and one of ours may have 40,000; to "
+        "change it: kafka-configs.sh --bootstrap-server b:1 --alter --entity-type topics "
+        "--entity-name out --add-config max.message.bytes=1048588"
+    )
+
+
+def test_a_user_who_may_not_ask_how_large_a_record_may_be_is_warned(monkeypatch, caplog):
+    described = FakeAdmin(PermissionError("this user may not describe Kafka's topic 'out'"))
+    monkeypatch.setattr(client, "_Admin", lambda cluster: described)
+    assert largest_taken(KafkaCluster("b:1"), "out", 40_000) is None
+    assert "this user may not describe Kafka's topic 'out'" in caplog.text
 
 
 def test_no_server_is_refused():

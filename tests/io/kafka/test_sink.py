@@ -7,6 +7,8 @@ import pyarrow as pa
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from confluent_kafka import KafkaError
+from hypothesis import given
+from hypothesis import strategies as st
 
 from beam_pipelines.io.kafka import sink as kafka_sink
 from beam_pipelines.io.kafka.client import KafkaCluster
@@ -22,6 +24,7 @@ from beam_pipelines.io.kafka.sink import (
 from beam_pipelines.model.batches import BatchOf, batch_of_rows, empty_batch, one_of
 from beam_pipelines.model.records import DEAD_LETTERS, IDENTITY, TIMESTAMP
 from beam_pipelines.telemetry import counters
+from tests.io.contract import LONG, shortened_form
 
 ORDERS = pa.schema(
     [
@@ -143,6 +146,31 @@ def test_a_dead_letter_is_the_exact_bytes_with_headers_of_what_is_known():
     assert records.headers == [[*common, ("seconds_late", "243.5")], without_time, common]
 
 
+def test_keys_and_texts_are_shortened_as_in_tables():
+    short = shortened_form(LONG[0])
+    records = AS_JSON(orders(order(LONG[0], LONG[1]), order(short)))
+    assert records.keys == [short, shortened_form(short)]
+    fields = [json.loads(value) for value in records.values]
+    assert [field["customer"] for field in fields] == records.keys
+    assert fields[0]["order_id"] == shortened_form(LONG[1])
+
+
+@given(st.lists(st.sampled_from(["\0", "\x1f", "é", '"', "\\", "…sha256:"]), min_size=1))
+def test_no_record_is_larger_than_what_the_topic_is_asked_to_take(texts):
+    text = "".join(texts) * (3_000 // len(texts))
+    [key], [value], _ = AS_JSON(orders(order(text, text)))
+    assert len(key.encode()) + len(value) <= AS_JSON.least_bytes(ORDERS)
+    assert AS_JSON.least_bytes(ORDERS) < 30_000
+
+
+def test_the_text_of_a_header_is_bounded():
+    rows = batch_of_rows([letter(message="no JSON: " + "é" * 100_000)], DEAD_LETTERS)
+    [headers] = DeadLetterRecords()(rows).headers
+    message = dict(headers)["message"]
+    assert message.startswith("no JSON: ééé")
+    assert len(message.encode()) <= 1_000
+
+
 # ── what is refused at construction ─────────────────────────────────────────
 
 
@@ -212,16 +240,17 @@ class FakeProducer:
         for message in messages:
             assert message.keys() == {"key", "value"}
             if len(self.queued) < self.broker.room:
-                self.queued.append((topic, message["key"], message["value"], None))
+                report = self.settings["on_delivery"]
+                self.queued.append((topic, message["key"], message["value"], None, report))
                 taken += 1
             else:
                 message["_error"] = KafkaError(KafkaError._QUEUE_FULL)
         return taken
 
-    def produce(self, topic, value, key, headers):
+    def produce(self, topic, value, key, headers, on_delivery):
         if len(self.queued) >= self.broker.room:
             raise BufferError("queue full")
-        self.queued.append((topic, key, value, headers))
+        self.queued.append((topic, key, value, headers, on_delivery))
 
     def poll(self, timeout_s):
         if timeout_s:
@@ -236,17 +265,26 @@ class FakeProducer:
 
     def _deliver(self, count):
         while self.is_reachable and count and self.queued:
-            topic, key, value, headers = self.queued.pop(0)
+            topic, key, value, headers, report = self.queued.pop(0)
             count -= 1
             if error := self.broker.fails(value):
-                self.settings["on_delivery"](KafkaError(error), FakeMessage(value))
+                report(KafkaError(error), FakeMessage(key, value))
             else:
                 self.broker.stored.append((topic, key, value, headers))
 
 
+def in_bytes(text):
+    return text.encode() if isinstance(text, str) else text
+
+
 class FakeMessage:
-    def __init__(self, value):
-        self._value = value
+    """As the client reports it: without headers."""
+
+    def __init__(self, key, value):
+        self._key, self._value = in_bytes(key), value
+
+    def key(self):
+        return self._key
 
     def value(self):
         return self._value
@@ -266,7 +304,7 @@ def broker():
     _current.pop()
 
 
-def publish(broker, *batches, records=AS_JSON, schema=ORDERS, check=lambda *_: None):
+def publish(broker, *batches, records=AS_JSON, schema=ORDERS, check=lambda *_: 1_000_000):
     pipeline = beam.Pipeline(runner=FnApiRunner())
     cluster = KafkaCluster("b:1")
     _ = (
@@ -321,10 +359,10 @@ def test_a_record_that_is_not_delivered_fails_the_bundle_and_is_not_counted(brok
 
 
 def test_a_missing_topic_fails_before_anything_is_published(broker):
-    def check(cluster, topics):
-        raise ValueError(f"no topic {topics} at {cluster.bootstrap_servers}")
+    def check(cluster, topic, least_bytes):
+        raise ValueError(f"no topic {topic} at {cluster.bootstrap_servers}")
 
-    with pytest.raises(Exception, match=r"no topic \['out'\] at b:1"):
+    with pytest.raises(Exception, match="no topic out at b:1"):
         publish(broker, orders(order()), check=check)
     assert broker.producers == []
 
@@ -394,6 +432,58 @@ def test_a_failure_while_the_buffer_is_full_ends_the_waiting(broker):
     broker.fails = lambda value: KafkaError._MSG_TIMED_OUT
     with pytest.raises(ConnectionError, match="did not take a record of 1 bytes"):
         publisher(broker).publish(Records(["a", "b"], [b"1", b"2"]))
+
+
+# ── records that are larger than the topic takes ────────────────────────────
+
+
+def test_a_dead_letter_larger_than_its_topic_takes_is_cut_and_says_so(broker):
+    payloads = [bytes(range(256)) * 250, bytes(39_000), b"{", None]
+    rows = [letter(payload=payload, offset=i) for i, payload in enumerate(payloads)]
+    batch = batch_of_rows(rows, DEAD_LETTERS)
+
+    def check(cluster, topic, least_bytes):
+        assert (topic, least_bytes) == ("out", 32_768)
+        return 40_000
+
+    counted = publish(broker, batch, records=DeadLetterRecords(), schema=DEAD_LETTERS, check=check)
+    assert counted == {"rows_written.orders": 4}
+    (_, key, value, headers), *others = broker.stored
+    assert key == "orders-3-0"
+    assert payloads[0].startswith(value)
+    size = len(value) + len(key) + sum(len(name) + len(text) for name, text in headers)
+    assert 39_600 < size < 39_800  # the rest is for the protocol
+    whole = DeadLetterRecords()(batch).headers
+    assert headers == [*whole[0], ("cut", "true"), ("bytes", "64000")]
+    assert [(value, headers) for _, _, value, headers in others] == [
+        *zip(payloads[1:], whole[1:], strict=True)
+    ]
+
+
+def test_a_dead_letter_that_the_broker_refuses_nevertheless_is_cut_further(broker):
+    broker.fails = lambda value: len(value) > 30_000 and KafkaError.MSG_SIZE_TOO_LARGE
+    publishing = publisher(broker)
+    payload = bytes(range(256)) * 600
+    publishing.publish(Records(["a", "b"], [payload, b"small"], [[("stage", "parse")]] * 2))
+    assert publishing.flush() == 2
+    [small, (_, key, value, headers)] = broker.stored
+    assert small[1:] == ("b", b"small", [("stage", "parse")])
+    assert (key, value) == (b"a", payload[: len(payload) // 8])
+    assert headers == [("stage", "parse"), ("cut", "true"), ("bytes", "153600")]
+
+
+def test_what_can_not_be_made_smaller_fails(broker):
+    broker.fails = lambda value: KafkaError.MSG_SIZE_TOO_LARGE
+    publishing = publisher(broker)
+    publishing.publish(Records(["a"], [bytes(100_000)], [[("stage", "parse")]]))
+    with pytest.raises(ConnectionError, match=r"a record of 6,250 bytes: .*max\.message\.bytes"):
+        publishing.flush()
+
+
+@pytest.mark.parametrize(("limit_bytes", "batch_bytes"), [(50_000, 49_800), (None, 26_136)])
+def test_batches_are_no_larger_than_the_topic_takes(broker, limit_bytes, batch_bytes):
+    publish(broker, orders(order()), check=lambda *_: limit_bytes)
+    assert broker.producers[0].settings["batch.size"] == batch_bytes
 
 
 def test_closing_forgets_what_was_not_flushed(broker):
