@@ -133,13 +133,13 @@ def recorded():
             yield path
             operations.append(("put", name, path.read_bytes()))
 
-    before = ranges.published, tail.remove
+    before = ranges.published, ranges.remove
     ranges.published = put
-    tail.remove = lambda _, name: operations.append(("remove", name, None))
+    ranges.remove = lambda _, name: operations.append(("remove", name, None))
     try:
         yield operations
     finally:
-        ranges.published, tail.remove = before
+        ranges.published, ranges.remove = before
 
 
 SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=2)

@@ -8,9 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_pipelines.io.lake.layout import Range, open_name, published_name
+from beam_pipelines.io.lake.layout import (
+    EIGHTHS,
+    OPEN,
+    Range,
+    eighth,
+    open_files,
+    open_name,
+    published_name,
+)
 from beam_pipelines.io.parquet import write_parquet
-from beam_pipelines.io.publication import published
+from beam_pipelines.io.publication import listed, published, remove
 from beam_pipelines.kernels.columns import divided, micros
 from beam_pipelines.model.batches import Rows, concatenated
 from beam_pipelines.model.records import (
@@ -25,6 +33,10 @@ from beam_pipelines.model.span import Span
 from beam_pipelines.telemetry import Counter
 
 ROW_GROUP_ROWS = 131_072
+
+KEPT_TAILS = 2
+"""Open files of an eighth and date that stay, so that a reader has time to read a file that it
+found: endless input writes the next one `tail.TAIL_S` later."""
 
 _DAY_US = 86_400_000_000
 
@@ -98,6 +110,27 @@ class RangeFiles:
                 self._write(open_name(of, day, start, covered_end), of_day)
         self._count(rows, known_end)
 
+    def write_tail(self, of: Range, batches: list[pa.RecordBatch], covered_end: int) -> None:
+        """Write the open files of a range in which the input ended.
+
+        Args:
+          of: The range.
+          batches: All rows of [its start, covered_end), in the order of their offsets.
+          covered_end: Where the input ended.
+        """
+        rows = concatenated(batches, self.gathered)
+        for number in range(EIGHTHS):
+            start, end = eighth(number, of)
+            if start < (end := min(end, covered_end)):
+                self.write_open(of, start, [between(rows, start, end)], start, end)
+        self.remove_open(of, kept=KEPT_TAILS)
+
+    def remove_open(self, of: Range, kept: int) -> None:
+        """Remove the open files of a range but for the longest `kept` of each eighth and date."""
+        for names in open_files(listed(self.folder, OPEN), of).values():
+            for name in names[kept:]:
+                remove(self.folder, name)
+
     def _count(self, rows: pa.RecordBatch, known_end: int) -> None:
         """Count each row once: when it first lies in a file."""
         known = np.searchsorted(rows["offset"].to_numpy(), known_end)
@@ -122,6 +155,12 @@ class RangeFiles:
         )
 
 
+def between(rows: pa.RecordBatch, start: int, end: int) -> pa.RecordBatch:
+    """Return the rows of offsets [start, end), where they come in the order of theirs."""
+    first, last = np.searchsorted(rows["offset"].to_numpy(), (start, end)).tolist()
+    return rows.slice(first, last - first)
+
+
 def _days(rows: pa.RecordBatch) -> np.ndarray:
     days: np.ndarray = micros(rows[EVENT_TIME]) // _DAY_US
     return days
@@ -139,7 +178,11 @@ class _OpenRange:
 
 
 class WriteRangesFn(beam.DoFn):
-    """Publishes ranges whose spans come in order, within one bundle."""
+    """Publishes ranges whose spans come in order, within one bundle.
+
+    A range in which the input ends stays open: another run may read on, and what it writes
+    would be hidden by a published file.
+    """
 
     def __init__(self, folder: str, rows: pa.Schema) -> None:
         self.files = RangeFiles(folder, rows)
@@ -161,7 +204,10 @@ class WriteRangesFn(beam.DoFn):
             opened.batches.append(rows.select(self.files.gathered.names))
         if span.last:
             del self._open[key]
-            yield from self.files.publish(key, opened.batches)
+            if span.open:
+                self.files.write_tail(key, opened.batches, span.end)
+            else:
+                yield from self.files.publish(key, opened.batches)
 
     def finish_bundle(self) -> None:
         if self._open:

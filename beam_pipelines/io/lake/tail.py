@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 from apache_beam.coders import BooleanCoder, BytesCoder, Coder, TupleCoder, VarIntCoder
 from apache_beam.transforms.timeutil import TimeDomain
@@ -19,9 +18,8 @@ from apache_beam.transforms.userstate import (
 )
 from apache_beam.typehints import typehints
 
-from beam_pipelines.io.lake.layout import EIGHTHS, OPEN, Range, eighth, eighth_of, open_files
-from beam_pipelines.io.lake.ranges import RangeFiles
-from beam_pipelines.io.publication import listed, remove
+from beam_pipelines.io.lake.layout import EIGHTHS, Range, eighth, eighth_of
+from beam_pipelines.io.lake.ranges import KEPT_TAILS, RangeFiles, between
 from beam_pipelines.model.batches import BatchCoder, Rows
 from beam_pipelines.model.span import Span
 from beam_pipelines.transforms.bags import taking_bags
@@ -32,10 +30,6 @@ TAIL_S = 10
 
 BAG_BYTES = 16 << 20
 """Above this, the state channels of runners have broken; a bag that holds more is logged."""
-
-KEPT_TAILS = 2
-"""Open files of an eighth and date that stay, so that a reader has `TAIL_S` to read a file
-that it found."""
 
 _OVERLAP = "some overlap; the source and the state of this job don't belong together"
 _LOGGER = logging.getLogger(__name__)
@@ -62,7 +56,7 @@ class PagesFn(beam.DoFn):
             end = span.end
             if start < end:
                 end = min(end, eighth(eighth_of(start, of), of)[1])
-            part = rows if (start, end) == (span.start, span.end) else _between(rows, start, end)
+            part = rows if (start, end) == (span.start, span.end) else between(rows, start, end)
             page = _PAGE.pack(start, end, span.last and end == span.end)
             if len(part):
                 page += self.coder.encode(part.select(self.columns))
@@ -199,7 +193,7 @@ class WriteTailsFn(beam.DoFn):
         if now is None:
             return
         if now.published:
-            self._remove_open(of, kept=0)
+            self.files.remove_open(of, kept=0)
             progress.clear()
             return
         now = self._shown(of, pages, now)
@@ -213,7 +207,7 @@ class WriteTailsFn(beam.DoFn):
                 self.files.write_open(of, part.start, part.batches, known_end, part.covered_end)
                 now = now._replace(open_end=part.covered_end)
         if now.open_end > known_end:
-            self._remove_open(of, kept=KEPT_TAILS)
+            self.files.remove_open(of, kept=KEPT_TAILS)
         return now
 
     def _gathered(self, of: Range, pages: tuple, known_end: int) -> Iterator[_Part]:
@@ -249,21 +243,10 @@ class WriteTailsFn(beam.DoFn):
             raise RuntimeError(f"several spans of {of} begin at the same offset: " + _OVERLAP)
         return by_start
 
-    def _remove_open(self, of: Range, kept: int) -> None:
-        for names in open_files(listed(self.files.folder, OPEN), of).values():
-            for name in names[kept:]:
-                remove(self.files.folder, name)
-
 
 def _turn_s(of: Range) -> float:
     """Return when a range is shown first: partitions that begin together then take turns."""
     return zlib.crc32(f"{of.topic} {of.partition}".encode()) % 1000 / 1000 * TAIL_S
-
-
-def _between(rows: pa.RecordBatch, start: int, end: int) -> pa.RecordBatch:
-    """Return the rows of offsets [start, end), where they come in the order of theirs."""
-    first, last = np.searchsorted(rows["offset"].to_numpy(), (start, end)).tolist()
-    return rows.slice(first, last - first)
 
 
 def _held(pages: tuple) -> int:
