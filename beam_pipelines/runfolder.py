@@ -10,6 +10,8 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
+from beam_pipelines.io.publication import put_in_place
+
 RUN = "run.json"
 SUMMARY = "summary.json"
 
@@ -141,7 +143,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    put_in_place(temporary, path, path.parent)
 
 
 def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:

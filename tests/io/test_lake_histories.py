@@ -6,11 +6,13 @@ After every operation a reader must find each record at most once, all that any 
 before, and at the end everything.
 """
 
+import os
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +23,13 @@ from tests.io.test_lake_tail import RANGE as SHORT
 from tests.io.test_lake_tail import SHOP, pair
 
 RANGE = SHORT._replace(end=SHORT.start + 24)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_is_synced():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 class Bag:
