@@ -33,6 +33,7 @@ from beam_pipelines import __version__, flink, report
 from beam_pipelines.config import ActivityConfig
 from beam_pipelines.connectors import Sinks, Source, open_sinks, open_source
 from beam_pipelines.kernels.decode import Decoder
+from beam_pipelines.lake_claim import LakeClaim, lake_identity
 from beam_pipelines.model.activity import (
     ACTIVE_USERS,
     ACTIVITY,
@@ -195,6 +196,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         source = open_source(config, _readers(options))
         if config.time.as_of_us is None:
             config = replace(config, time=replace(config.time, as_of_us=source.as_of_us))
+        lake = LakeClaim(
+            config.lake,
+            lake_identity(source.identity, config.settings_identity(), source.format),
+        )
+        if config.lake not in config.folders:  # others may be the run's own, to be replaced
+            lake.check()
         if config.local:
             identity = {
                 "version": __version__,
@@ -202,6 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "settings": {**config.settings_identity(), "format": source.format},
             }
             config.folder.begin(identity, overwrite=config.overwrite)
+        lake.take()
     except (FileNotFoundError, ValueError) as error:  # what was asked for can't be done
         print(error, file=sys.stderr)
         return 2

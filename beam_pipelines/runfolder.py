@@ -78,7 +78,7 @@ class RunFolder:
         if earlier and not overwrite and earlier["sha256"] != _sha256(identity):
             raise RunMismatch(
                 f"{self.path} holds the results of another run: "
-                f"{_differences(earlier['identity'], identity)}; choose another --output, "
+                f"{differences(earlier['identity'], identity)}; choose another --output, "
                 "or replace them with --overwrite"
             )
         if earlier and overwrite:
@@ -146,7 +146,8 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     put_in_place(temporary, path, path.parent)
 
 
-def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say what of nested mappings of JSON values was and is now, shortened."""
     was, is_now = dict(_leaves(earlier)), dict(_leaves(now))
     differences = [
         f"{name} was {_shown(was, name)}, is {_shown(is_now, name)}"

@@ -61,6 +61,46 @@ def published(folder: str | os.PathLike[str], name: str) -> Iterator[Path]:
         raise
 
 
+def created(folder: str | os.PathLike[str], name: str, content: bytes) -> bool:
+    """Write a file unless there is one; returns whether it was written.
+
+    Of several that try at once one succeeds locally. An object store isn't asked to keep what
+    it has (pyarrow can't): the last one may win, so read the file again.
+    """
+    if on_object_store(folder):
+        with suppress(FileNotFoundError):
+            stored(folder, name)
+            return False
+        with published(folder, name) as path:
+            path.write_bytes(content)
+        return True
+    path, target = scratch_path(folder), Path(folder, name)
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(path, target)
+    except FileExistsError:
+        return False
+    finally:
+        path.unlink(missing_ok=True)
+    _sync_names(target.parent)
+    return True
+
+
+def stored(folder: str | os.PathLike[str], name: str) -> bytes:
+    """Return the content of a published file.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    store, root = filesystem(folder)
+    with store.open_input_stream(f"{root}/{name}") as stream:
+        content: bytes = stream.read()
+    return content
+
+
 def put_in_place(path: Path, target: Path, folder: Path) -> None:
     """Rename a local file, so that it and its name outlive a power cut.
 
