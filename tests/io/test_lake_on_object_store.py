@@ -102,7 +102,9 @@ def test_an_endless_lake_shows_its_tail_and_publishes(folder):
     stream.write(folder, [])
     shown = listed(folder)
     assert shown == lake_files(folder)
-    assert {name.rpartition("/")[0] for name in shown} == {f"_open/{MONDAY}", f"_open/{TUESDAY}"}
+    assert {name.rpartition("/")[0] for name in shown} == {
+        f"_open/{RANGE.place}/{day}" for day in (MONDAY, TUESDAY)
+    }
     table = open_lake(folder).to_table(columns=["offset", "event_date", "order_id"])
     assert table.schema.field("event_date").type == pa.date32()
     assert sorted(table["offset"].to_pylist()) == [100, 101, 102, 103, 104]
