@@ -36,6 +36,7 @@ from beam_pipelines import __version__, flink, misread, report
 from beam_pipelines.config import ActivityConfig
 from beam_pipelines.connectors import Sinks, Source, open_sinks, open_source
 from beam_pipelines.kernels.decode import Decoder
+from beam_pipelines.lake_claim import LakeClaim, lake_identity
 from beam_pipelines.model.activity import (
     ACTIVE_USERS,
     ACTIVITY,
@@ -206,6 +207,12 @@ def _run_or_start(argv: Sequence[str] | None, locks: ExitStack) -> int:
         sinks = open_sinks(config, _as_of(config))
         if config.in_process:
             locks.enter_context(locked(config.locks))
+        lake = LakeClaim(
+            config.lake,
+            lake_identity(source.identity, config.settings_identity(), source.format),
+        )
+        if config.lake not in config.folders:  # others may be the run's own, to be replaced
+            lake.check()
         if config.local:
             identity = {
                 "version": __version__,
@@ -213,6 +220,7 @@ def _run_or_start(argv: Sequence[str] | None, locks: ExitStack) -> int:
                 "settings": {**config.settings_identity(), "format": source.format},
             }
             config.folder.begin(identity, overwrite=config.overwrite)
+        lake.take()
     except (OSError, ValueError) as error:  # what was asked for can't be done
         say(told(error))
         return 2

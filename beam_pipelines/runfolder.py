@@ -10,7 +10,7 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
-from beam_pipelines.io.publication import LOCK
+from beam_pipelines.io.publication import LOCK, put_in_place
 
 RUN = "run.json"
 SUMMARY = "summary.json"
@@ -78,7 +78,7 @@ class RunFolder:
         if earlier and not overwrite and earlier["sha256"] != _sha256(identity):
             raise RunMismatch(
                 f"{self.path} holds the results of another run: "
-                f"{_differences(earlier['identity'], identity)}; choose another --output, "
+                f"{differences(earlier['identity'], identity)}; choose another --output, "
                 "or replace them with --overwrite"
             )
         if earlier and overwrite:
@@ -150,10 +150,11 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    put_in_place(temporary, path, path.parent)
 
 
-def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say what of nested mappings of JSON values was and is now, shortened."""
     was, is_now = dict(_leaves(earlier)), dict(_leaves(now))
     differences = [
         f"{name} was {_shown(was, name)}, is {_shown(is_now, name)}"

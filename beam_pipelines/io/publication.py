@@ -47,7 +47,7 @@ def published(folder: str | os.PathLike[str], name: str) -> Iterator[Path]:
 
     Readers see all of it or what was there before, never a part: locally it is renamed, on
     an object store sent as one object. Nothing appears when the block raises. `name` may
-    lead through subfolders.
+    lead through subfolders. Once the block has ended, the file outlives a power cut.
     """
     if on_object_store(folder):
         with tempfile.TemporaryDirectory(prefix="publish-") as scratch:
@@ -58,12 +58,89 @@ def published(folder: str | os.PathLike[str], name: str) -> Iterator[Path]:
     path = scratch_path(folder)
     try:
         yield path
-        target = Path(folder, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(target)
+        put_in_place(path, Path(folder, name), Path(folder))
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+def created(folder: str | os.PathLike[str], name: str, content: bytes) -> bool:
+    """Write a file unless there is one; returns whether it was written.
+
+    Of several that try at once one succeeds locally. An object store isn't asked to keep what
+    it has (pyarrow can't): the last one may win, so read the file again.
+    """
+    if on_object_store(folder):
+        with suppress(FileNotFoundError):
+            stored(folder, name)
+            return False
+        with published(folder, name) as path:
+            path.write_bytes(content)
+        return True
+    path, target = scratch_path(folder), Path(folder, name)
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(path, target)
+    except FileExistsError:
+        return False
+    finally:
+        path.unlink(missing_ok=True)
+    _sync_names(target.parent)
+    return True
+
+
+def stored(folder: str | os.PathLike[str], name: str) -> bytes:
+    """Return the content of a published file.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    store, root = filesystem(folder)
+    with store.open_input_stream(f"{root}/{name}") as stream:
+        content: bytes = stream.read()
+    return content
+
+
+def put_in_place(path: Path, target: Path, folder: Path) -> None:
+    """Rename a local file, so that it and its name outlive a power cut.
+
+    A rename alone may reach the disk before the file's content does: after a power cut there
+    is an empty file then, while a checkpoint says that it is done.
+
+    Args:
+      path: A file that was written and closed.
+      target: Where it goes, in the folder or below. Folders that are missing are made.
+      folder: The folder, whose own name is made to last, too.
+    """
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(target)
+    _sync_names(target.parent)
+    _sync_way(target.parent, folder, target.parent.stat().st_ino)
+
+
+@functools.lru_cache(maxsize=1024)
+def _sync_way(below: Path, folder: Path, inode: int) -> None:
+    """Make a folder outlive a power cut, once per process: whoever made it may have crashed."""
+    while below != folder:
+        below = below.parent
+        _sync_names(below)
+    _sync_names(folder.absolute().parent)
+
+
+def _sync_names(folder: Path) -> None:
+    """Make the names in a folder outlive a power cut."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows, where a folder can't be opened
+        return
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def listed(folder: str | os.PathLike[str], below: str = "") -> list[str]:

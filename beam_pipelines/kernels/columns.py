@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from beam_pipelines.kernels.hashing import hash_strings
 from beam_pipelines.model.records import TIMESTAMP
@@ -44,6 +45,33 @@ def timestamps(values: np.ndarray) -> pa.Array:
 def shards_of(values: np.ndarray, shards: int) -> np.ndarray:
     """Choose a shard for each hash from its low bits; tables and sketches use the high ones."""
     return (values & np.uint64(0xFFFF)) % np.uint64(shards)
+
+
+def row_bytes(rows: pa.RecordBatch) -> np.ndarray:
+    """Return how many bytes each row takes in its columns: a function of its values alone."""
+    sizes = np.zeros(len(rows), np.int64)
+    for column in rows.columns:
+        if pa.types.is_dictionary(column.type):
+            column = column.indices
+        if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
+            sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+            sizes += 4
+        else:
+            sizes += max(column.type.bit_width // 8, 1)
+    return sizes
+
+
+def in_pieces(rows: pa.RecordBatch, limit_bytes: int) -> Iterator[pa.RecordBatch]:
+    """Cut rows into pieces of so many bytes at most, or of one row that is larger."""
+    if rows.nbytes <= limit_bytes:
+        yield rows
+        return
+    ends = np.cumsum(row_bytes(rows))
+    start, before = 0, 0
+    while start < len(rows):
+        end = max(int(np.searchsorted(ends, before + limit_bytes, side="right")), start + 1)
+        yield rows.slice(start, end - start)
+        start, before = end, int(ends[end - 1])
 
 
 def divided(rows: pa.RecordBatch, keys: np.ndarray) -> Iterator[tuple[int, pa.RecordBatch]]:

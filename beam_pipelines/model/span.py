@@ -16,7 +16,9 @@ class Span(NamedTuple):
 
     Offsets count records (Kafka, the generator) or bytes of the decompressed stream
     (files). A range is [range_start, range_end), the same however it is read; `last`
-    says that this span completes it (its end was reached, or the input's).
+    says that this span completes it (its end was reached, or the input's). A topic that is
+    read to where it ended is `open` there: what is appended later belongs to the range,
+    which therefore isn't complete. A file doesn't grow.
     """
 
     topic: str  # a Kafka topic, or a file's path as matched
@@ -26,10 +28,11 @@ class Span(NamedTuple):
     start: int
     end: int
     last: bool
+    open: bool = False
 
 
 _FIELDS = coders.TupleCoder(
-    [coders.StrUtf8Coder(), *[coders.VarIntCoder()] * 5, coders.BooleanCoder()]
+    [coders.StrUtf8Coder(), *[coders.VarIntCoder()] * 5, *[coders.BooleanCoder()] * 2]
 )
 
 

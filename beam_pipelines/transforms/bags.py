@@ -5,12 +5,35 @@ that is larger is spread over several bags, of which Beam wants to see each as a
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Hashable, Sequence
 from functools import wraps
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.transforms.userstate import StateSpec
+
+_ADDED: dict[tuple[str, Hashable], int] = {}
+
+
+class AddedBytes:
+    """How many bytes this process has added to the bags of each key, since it was told zero.
+
+    A hint of when to empty them: to know it exactly would be one more change of state with
+    every page. It begins at zero in a new process, and knows nothing of what others added.
+    """
+
+    def __init__(self) -> None:
+        self._stage = uuid.uuid4().hex
+
+    def add(self, key: Hashable, size_bytes: int) -> int:
+        """Count bytes; returns how many there are."""
+        added = _ADDED[self._stage, key] = _ADDED.get((self._stage, key), 0) + size_bytes
+        return added
+
+    def emptied(self, key: Hashable) -> None:
+        """Begin at zero."""
+        _ADDED.pop((self._stage, key), None)
 
 
 def taking_bags(name: str, specs: Sequence[StateSpec]) -> Callable[[Callable], Callable]:

@@ -36,7 +36,7 @@ from apache_beam.transforms.userstate import (
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import Timestamp
 
-from beam_pipelines.kernels.columns import divided, micros
+from beam_pipelines.kernels.columns import divided, in_pieces, micros
 from beam_pipelines.model.batches import BatchCoder, Rows, concatenated
 from beam_pipelines.model.records import EVENT_TIME, MAX_EVENT_TIME_US, MIN_EVENT_TIME_US
 from beam_pipelines.model.time_rule import SLACK_S
@@ -48,6 +48,10 @@ MINUTE_US = 60_000_000
 _SECOND_US = 1_000_000
 _SLOT_US = 30_000_000
 _SLOTS = 12  # six minutes: what is pending by default, so that a fold reads few rows too many
+
+PAGE_BYTES = 4 << 20
+"""Of the rows in a page: a runner sends each page of state, and reads it, as a whole."""
+
 _FEW = 8  # one part in so many of an element's rows is no page of its own
 
 _WITH_PENDING = taking_bags(
@@ -119,17 +123,18 @@ class FoldFn(beam.DoFn):
             return
         if self.bounded:
             # Any bag will do, and none may grow too large: all are read at the end.
-            slots[random.randrange(_SLOTS)].add(self.rows.encode(rows))
+            for piece in in_pieces(rows, PAGE_BYTES):
+                slots[random.randrange(_SLOTS)].add(self.rows.encode(piece))
             complete.set(GlobalWindow().max_timestamp())
             return
         few = []
         for slot, part in divided(rows, micros(rows[EVENT_TIME]) // _SLOT_US):
             if len(part) * _FEW > len(rows):
-                slots[slot % _SLOTS].add(self.rows.encode(part))
+                self._add(slots[slot % _SLOTS], part)
             else:
                 few.append(part)
         if few:
-            stragglers.add(self.rows.encode(concatenated(few, self.step.row_schema)))
+            self._add(stragglers, concatenated(few, self.step.row_schema))
         for minute in np.unique(micros(rows[EVENT_TIME]) // MINUTE_US).tolist():
             end_us = (minute + 1) * MINUTE_US
             for later_us in (0, _minutes_up(self.step.quiet_us)):
@@ -178,7 +183,7 @@ class FoldFn(beam.DoFn):
         return rows.filter(pa.array(~older))
 
     def _taken(self, bag: Any, until: int) -> list[pa.RecordBatch]:
-        """Take the rows before `until` out of a bag, and leave the others, in one page."""
+        """Take the rows before `until` out of a bag, and leave the others, in few pages."""
         taken, left = [], []
         for page in bag.read():
             rows = self.rows.decode(page)
@@ -193,8 +198,12 @@ class FoldFn(beam.DoFn):
         if taken:
             bag.clear()
             if left:
-                bag.add(self.rows.encode(concatenated(left, self.step.row_schema)))
+                self._add(bag, concatenated(left, self.step.row_schema))
         return taken
+
+    def _add(self, bag: Any, rows: pa.RecordBatch) -> None:
+        for piece in in_pieces(rows, PAGE_BYTES):
+            bag.add(self.rows.encode(piece))
 
 
 def _between(slots: list, since: int | None, until: int) -> list:

@@ -18,6 +18,9 @@ from beam_pipelines.model.batches import Rows, concatenated
 GATHERED_ROWS = 1 << 16
 """Rows taken together, where a bundle has them."""
 
+GATHERED_BYTES = 64 << 20
+"""Bytes of columns from which on no more are taken together."""
+
 SHARDS = 16
 """Shards that keyed work is divided into, unless told otherwise."""
 
@@ -64,7 +67,7 @@ class GatheringFn(beam.DoFn):
 
     def _reset(self) -> None:
         self._batches: list[pa.RecordBatch] = []
-        self._rows = 0
+        self._rows = self._bytes = 0
         self._earliest: Timestamp = MAX_TIMESTAMP
 
     def process(
@@ -72,10 +75,12 @@ class GatheringFn(beam.DoFn):
     ) -> Iterator[WindowedValue]:
         if len(batch) == 0:
             return
-        self._batches.append(batch.select(list(self.columns)))
+        selected = batch.select(list(self.columns))
+        self._batches.append(selected)
         self._rows += len(batch)
+        self._bytes += selected.nbytes
         self._earliest = min(self._earliest, timestamp)
-        if self._rows >= GATHERED_ROWS:
+        if self._rows >= GATHERED_ROWS or self._bytes >= GATHERED_BYTES:
             yield from self._flush()
 
     def finish_bundle(self) -> Iterator[WindowedValue]:

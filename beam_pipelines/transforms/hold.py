@@ -16,9 +16,12 @@ from apache_beam.utils.timestamp import Timestamp
 from beam_pipelines.kernels.columns import hashes_of
 from beam_pipelines.kernels.key_groups import shard_labels
 from beam_pipelines.model.batches import BatchCoder, BatchOf, Rows, concatenated, schema_of
-from beam_pipelines.transforms.bags import taking_bags
+from beam_pipelines.transforms.bags import AddedBytes, taking_bags
 from beam_pipelines.transforms.gather import by_shard, require_global_window
 from beam_pipelines.transforms.worker import tune_worker
+
+HELD_BYTES = 16 << 20
+"""Rows of a place go on early once a process has put that many bytes of them into state."""
 
 _WITH_HELD = taking_bags(
     "held", [BagStateSpec(f"held_{number}", BytesCoder()) for number in range(4)]
@@ -35,9 +38,9 @@ class Hold(beam.PTransform):
     Input: batches with column `by`, in the global window.
     Output: batches of the same schema, the rows in no particular order. Rows with equal `by`
     are held in the same place, and so go on together; the places take turns, so that a sink
-    has one after the other to write. The watermark may go on meanwhile, on runners that don't
-    hold it: nobody knows how late the rows are then, and windows, sessions and dedupe refuse
-    them.
+    has one after the other to write. A place that holds more than `HELD_BYTES` is emptied early.
+    The watermark may go on meanwhile, on runners that don't hold it: nobody knows how late the
+    rows are then, and windows, sessions and dedupe refuse them.
 
     Args:
       by: Column whose hash decides where a row is held.
@@ -88,6 +91,7 @@ class _TogetherFn(beam.DoFn):
     def __init__(self, schema: pa.Schema, every_s: float, shards: int) -> None:
         self.coder = BatchCoder(schema)
         self.every_s = every_s
+        self.added = AddedBytes()
         self.turns_s = {
             label: number / shards * every_s for number, label in enumerate(shard_labels(shards))
         }
@@ -101,19 +105,27 @@ class _TogetherFn(beam.DoFn):
         element: tuple[int, Rows],
         held: Any,
         go_on: Any = beam.DoFn.TimerParam(GO_ON),
-    ) -> None:
+    ) -> Iterator[Rows]:
         place, rows = element
         now = time.time()
         turn_s = self.turns_s[place]
         bag = int(now * len(held) / self.every_s) % len(held)  # in turns: a bundle commits to few
-        held[bag].add(self.coder.encode(rows))
+        page = self.coder.encode(rows)
+        held[bag].add(page)
+        if self.added.add(place, len(page)) > HELD_BYTES:
+            yield from self._all(place, held)
+            return  # a timer that is set already finds nothing to do
         due = ((now - turn_s) // self.every_s + 1) * self.every_s + turn_s
         # A tag of its own: setting one timer anew would put off what it was set for before.
         go_on.set(Timestamp(due), dynamic_timer_tag=str(due))
 
     @on_timer(GO_ON)
     @_WITH_HELD
-    def let_go(self, held: Any) -> Iterator[Rows]:
+    def let_go(self, held: Any, place: Any = beam.DoFn.KeyParam) -> Iterator[Rows]:
+        yield from self._all(place, held)
+
+    def _all(self, place: int, held: tuple) -> Iterator[Rows]:
+        self.added.emptied(place)
         pages = [page for bag in held for page in bag.read()]
         if not pages:
             return

@@ -6,21 +6,30 @@ After every operation a reader must find each record at most once, all that any 
 before, and at the end everything.
 """
 
+import os
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_pipelines.io.lake import lake_files, ranges, tail
 from beam_pipelines.io.lake.ranges import RangeFiles
-from beam_pipelines.io.publication import published, remove
+from beam_pipelines.io.publication import published, remove, stored
 from tests.io.test_lake_tail import RANGE as SHORT
 from tests.io.test_lake_tail import SHOP, pair
 
 RANGE = SHORT._replace(end=SHORT.start + 24)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_is_synced():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 class Bag:
@@ -68,6 +77,10 @@ class Job:
         self.progress = Value(progress)
         self.timer = Timer(due)
         self.position = position
+
+    @property
+    def pages(self):
+        return [page for bag in self.bags for page in bag.pages]
 
     def copy(self):
         bags = [bag.pages for bag in self.bags]
@@ -133,13 +146,19 @@ def recorded():
             yield path
             operations.append(("put", name, path.read_bytes()))
 
-    before = ranges.published, tail.remove
+    def content(folder, name):
+        """What a writer finds, its own files of this bundle included."""
+        own = [content for kind, put, content in operations if kind == "put" and put == name]
+        return own[-1] if own else stored(folder, name)
+
+    before = ranges.published, ranges.remove, ranges.stored
+    ranges.stored = content
     ranges.published = put
-    tail.remove = lambda _, name: operations.append(("remove", name, None))
+    ranges.remove = lambda _, name: operations.append(("remove", name, None))
     try:
         yield operations
     finally:
-        ranges.published, tail.remove = before
+        ranges.published, ranges.remove, ranges.stored = before
 
 
 SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=2)
@@ -149,13 +168,21 @@ STEPS = st.one_of(
     st.tuples(st.just("checkpoint"), st.none()),
     st.tuples(st.just("crash"), st.tuples(st.booleans(), SIZES, st.integers(0, 6), st.booleans())),
     st.tuples(st.just("late"), st.integers(0, 5)),
+    st.tuples(st.just("complete"), st.none()),
 )
 
 
+LIMITS = st.sampled_from([(1 << 20, 1 << 20), (0, 1 << 20), (0, 0), (1_200, 2_000)])
+
+
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.lists(STEPS, min_size=8, max_size=25))
-def test_readers_find_each_record_once_whatever_happened(steps):
-    with TemporaryDirectory() as folder:
+@given(st.lists(STEPS, min_size=8, max_size=25), LIMITS, st.booleans())
+def test_readers_find_each_record_once_whatever_happened(steps, limits, in_memory):
+    """Also when rows are put aside: at each firing, after each page, or now and then."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tail, "PART_BYTES", limits[0])
+        patch.setattr(tail, "ADDED_BYTES", limits[1])
+        patch.setattr(ranges, "IN_MEMORY_BYTES", 1 << 20 if in_memory else 0)
         world = World(Path(folder))
         for step, value in steps:
             if step == "deliver":
@@ -163,6 +190,9 @@ def test_readers_find_each_record_once_whatever_happened(steps):
             elif step == "fire":
                 world.play(world.fire(world.job))
                 assert world.seen >= set(range(RANGE.start, world.job.position))
+            elif step == "complete":  # published, and ten seconds later tidied
+                world.play(world.deliver(world.job, [RANGE.end - RANGE.start]))
+                world.play(world.fire(world.job))
             elif step == "checkpoint":
                 world.checkpoint = world.job.copy()
             elif step == "crash":  # in a bundle, of which a part was done, the rest comes late
@@ -179,6 +209,14 @@ def test_readers_find_each_record_once_whatever_happened(steps):
         world.play(world.late)  # and only then what a replaced worker had still to do
         world.play(world.fire(world.job))
         assert world.seen == set(range(RANGE.start, RANGE.end))
+        assert world.job.pages == []
+        world.job = world.checkpoint  # once more, from state whose files were tidied away
+        world.play(world.deliver(world.job, [2]))
+        world.play(world.fire(world.job))
+        world.play(world.deliver(world.job, [RANGE.end - RANGE.start]))
+        world.play(world.fire(world.job))
+        assert world.seen == set(range(RANGE.start, RANGE.end))
+        assert world.job.pages == []
 
 
 def test_rows_wait_in_a_bag_for_each_eighth_and_one_that_is_too_large_is_logged(

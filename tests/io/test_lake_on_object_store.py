@@ -5,7 +5,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from beam_pipelines.io.lake import lake_files, open_lake
+from beam_pipelines.io.lake import lake_files, open_lake, tail
 from beam_pipelines.io.publication import (
     filesystem,
     listed,
@@ -15,6 +15,7 @@ from beam_pipelines.io.publication import (
     scratch_path,
 )
 from tests.io.test_lake import LakeSink, run
+from tests.io.test_lake_spill import Lake
 from tests.io.test_lake_tail import MONDAY, RANGE, TUESDAY, WHOLE, Stream, pair
 
 
@@ -102,7 +103,9 @@ def test_an_endless_lake_shows_its_tail_and_publishes(folder):
     stream.write(folder, [])
     shown = listed(folder)
     assert shown == lake_files(folder)
-    assert {name.rpartition("/")[0] for name in shown} == {f"_open/{MONDAY}", f"_open/{TUESDAY}"}
+    assert {name.rpartition("/")[0] for name in shown} == {
+        f"_open/{RANGE.place}/{day}" for day in (MONDAY, TUESDAY)
+    }
     table = open_lake(folder).to_table(columns=["offset", "event_date", "order_id"])
     assert table.schema.field("event_date").type == pa.date32()
     assert sorted(table["offset"].to_pylist()) == [100, 101, 102, 103, 104]
@@ -118,3 +121,21 @@ def test_a_bucket_that_is_missing_is_an_error(folder):
         published(folder.replace("s3://b-", "s3://no-"), "a") as path,
     ):
         path.write_text("lost")
+
+
+def test_rows_are_put_aside_read_back_and_found_gone(folder, monkeypatch):
+    monkeypatch.setattr(tail, "PART_BYTES", 0)
+    monkeypatch.setattr(tail, "ADDED_BYTES", 0)
+    job = Lake(folder)
+    job.add(1_000, 1_030)
+    before = job.job.copy()
+    assert len(job.spilled) == 3
+    job.add(1_030, 1_080)
+    job.fire()
+    names = listed(folder)
+    assert len(names) == 2
+    assert open_lake(folder).count_rows() == 80
+    job.job = before  # whose files were removed once the range was published
+    job.add(1_030, 1_080)
+    assert [name for name in listed(folder) if not name.startswith("_open")] == names
+    assert open_lake(folder).count_rows() == 80

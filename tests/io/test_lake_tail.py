@@ -86,7 +86,7 @@ def offsets(folder):
 
 
 def opened(date, covered, start=100):
-    return f"_open/{date}/{WIDE.name}-{start:012}-{covered:012}.parquet"
+    return f"_open/{WIDE.place}/{date}/{WIDE.name}-{start:012}-{covered:012}.parquet"
 
 
 WHOLE = [f"{MONDAY}/{RANGE.name}.parquet", f"{TUESDAY}/{RANGE.name}.parquet"]

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from beam_pipelines.kernels.columns import (
     divided,
     hashes_of,
+    in_pieces,
     micros,
+    row_bytes,
     shards_of,
     timestamps,
 )
@@ -47,3 +49,24 @@ def test_counts_agree_with_counting_one_by_one(rows):
     for t, v in rows:
         expected[t // 60, v] = expected.get((t // 60, v), 0) + 1
     assert {(r["slice"], r["value"]): r["count"] for r in counts.to_pylist()} == expected
+
+
+def test_pieces_hold_as_many_rows_as_the_limit_takes_and_one_that_is_larger():
+    texts = ["a" * 10, None, "", "é" * 40, "b" * 300, "c", "d"]
+    rows = pa.record_batch(
+        {
+            "text": texts,
+            "number": pa.array(range(7), pa.int64()),
+            "one_of": pa.array(["x"] * 7).dictionary_encode(),
+            "flag": pa.array([True] * 7),
+        }
+    )
+    sizes = [10, 0, 0, 80, 300, 1, 1]
+    per_row = 4 + 8 + 4 + 1  # offset, number, index, flag
+    assert row_bytes(rows).tolist() == [size + per_row for size in sizes]
+    assert row_bytes(rows.slice(3, 2)).tolist() == [80 + per_row, 300 + per_row]
+    pieces = list(in_pieces(rows, 100))
+    assert [len(piece) for piece in pieces] == [3, 1, 1, 2]
+    assert pa.Table.from_batches(pieces).to_pylist() == rows.to_pylist()
+    assert [len(piece) for piece in in_pieces(rows.slice(4), 1)] == [1, 1, 1]
+    assert list(in_pieces(rows, 1 << 20)) == [rows]

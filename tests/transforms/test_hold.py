@@ -10,7 +10,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from beam_pipelines.kernels.columns import shards_of
 from beam_pipelines.kernels.hashing import hash_strings
 from beam_pipelines.kernels.key_groups import shard_labels
-from beam_pipelines.model.batches import batch_of_rows
+from beam_pipelines.model.batches import BatchCoder, batch_of_rows
 from beam_pipelines.model.records import EVENT_TIME, TIMESTAMP
 from beam_pipelines.testing import BatchStream, rows_in_seconds, stream_pipeline
 from beam_pipelines.transforms import hold
@@ -63,6 +63,20 @@ def test_rows_of_one_value_go_on_together_whatever_the_places():
     )
 
 
+def test_a_place_that_holds_much_is_emptied_early(monkeypatch):
+    """Each row is a batch of some hundred bytes: the third goes over the limit."""
+    size = len(BatchCoder(SCHEMA).encode(batch_of_rows([], SCHEMA)))
+    monkeypatch.setattr(hold, "HELD_BYTES", 2 * size + 2 * 1_000 + 200)
+    users = ["u" * 1_000, "v" * 1_000, "w" * 1_000, "x", "y"]
+    stream = BatchStream(SCHEMA)
+    for number, user in enumerate(users):
+        stream.add(row(number, user))
+    with stream_pipeline() as pipeline:
+        out = pipeline | stream.processing_time(ALL_S).end() | Hold("user", 10, 1)
+        sizes = out | beam.Map(lambda rows: sorted(user[0] for _, user in rows_in_seconds(rows)))
+        assert_that(sizes, equal_to([["u", "v", "w"], ["x", "y"]]))
+
+
 class Timer:
     def set(self, due, dynamic_timer_tag):
         self.due_s = due.micros / 1e6
@@ -76,7 +90,7 @@ def test_places_take_turns_and_nobody_waits_longer_than_asked(monkeypatch, now_s
     due_s = []
     for place in shard_labels(4):
         timer, bags = Timer(), [[] for _ in range(4)]
-        together.process((place, rows), timer, *(Bag(each) for each in bags))
+        assert list(together.process((place, rows), timer, *(Bag(each) for each in bags))) == []
         assert sum(map(len, bags)) == 1
         due_s.append(timer.due_s)
     assert all(now_s < due <= now_s + 10 for due in due_s)

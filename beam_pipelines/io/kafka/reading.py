@@ -231,6 +231,7 @@ class Reading:
                 at,
                 span_end,
                 span_end in (border, position.stop),
+                open=span_end == position.stop != border,
             )
             element: Any = (span, payloads.slice(row, upto - row))
             if append_us is not None and upto > row:

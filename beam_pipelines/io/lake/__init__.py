@@ -38,7 +38,8 @@ class WriteLake(beam.PTransform):
 
     On unbounded input a range that isn't complete shows what is known of it below `_open/`,
     at most ten seconds of processing time late; `lake_files` knows which files to read. A
-    range in which the input ends (`Span.last`) stays there.
+    range in which a topic ends (`Span.open`) stays there, on bounded input, too: another run
+    may read on, and is hidden by nothing.
 
     Guarantee: a file is a pure function of the records in its range, named by it and
     published whole, so a repeated bundle, or a worker that was replaced and still writes,

@@ -1,13 +1,20 @@
-"""The writer for endless input: ranges gather in state, and show their open tail meanwhile."""
+"""The writer for endless input: ranges gather in state, and show their open tail meanwhile.
+
+Rows that are too large for state are put aside, in files beside those of the open tail, and only
+their spans stay in state. Such a file is a pure function of its name and the topic, like all
+others: whoever writes it again, after a crash or late, writes the same rows. It is removed
+when its range has been published for a while, by anybody. So a writer that goes on from older
+state and finds it gone knows that nothing is left to do for the range.
+"""
 
 import logging
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 from apache_beam.coders import BooleanCoder, BytesCoder, Coder, TupleCoder, VarIntCoder
 from apache_beam.transforms.timeutil import TimeDomain
@@ -19,12 +26,12 @@ from apache_beam.transforms.userstate import (
 )
 from apache_beam.typehints import typehints
 
-from beam_pipelines.io.lake.layout import EIGHTHS, OPEN, Range, eighth, eighth_of, open_files
-from beam_pipelines.io.lake.ranges import RangeFiles
-from beam_pipelines.io.publication import listed, remove
+from beam_pipelines.io.lake.layout import EIGHTHS, Range, eighth, eighth_of
+from beam_pipelines.io.lake.ranges import KEPT_TAILS, RangeFiles, SpilledGone, between
+from beam_pipelines.kernels.columns import in_pieces
 from beam_pipelines.model.batches import BatchCoder, Rows
 from beam_pipelines.model.span import Span
-from beam_pipelines.transforms.bags import taking_bags
+from beam_pipelines.transforms.bags import AddedBytes, taking_bags
 from beam_pipelines.transforms.worker import tune_worker
 
 TAIL_S = 10
@@ -33,13 +40,19 @@ TAIL_S = 10
 BAG_BYTES = 16 << 20
 """Above this, the state channels of runners have broken; a bag that holds more is logged."""
 
-KEPT_TAILS = 2
-"""Open files of an eighth and date that stay, so that a reader has `TAIL_S` to read a file
-that it found."""
+PAGE_BYTES = 4 << 20
+"""Of the rows in a page: each is sent as a whole."""
+
+PART_BYTES = 4 << 20
+"""Of the rows of an eighth that stay in state when others are put aside."""
+
+ADDED_BYTES = 8 << 20
+"""Rows of a range are put aside once a process has put that many bytes of them into state: so it
+holds some eight times `PART_BYTES` and this much at most."""
 
 _OVERLAP = "some overlap; the source and the state of this job don't belong together"
 _LOGGER = logging.getLogger(__name__)
-_PAGE = struct.Struct("<qq?")
+_PAGE = struct.Struct("<qq?q")  # start, end, whether the input ends there, bytes put aside
 
 KEYED_PAGES = typehints.Tuple[typehints.Tuple[str, int, int, int], bytes]
 
@@ -47,7 +60,8 @@ KEYED_PAGES = typehints.Tuple[typehints.Tuple[str, int, int, int], bytes]
 class PagesFn(beam.DoFn):
     """Turns (Span, batch) into (range, page): encoded here once, decoded to be written.
 
-    A page lies within one eighth of its range: so a bag has all of one, and no more.
+    A page lies within one eighth of its range: so a bag has all of one, and no more. It holds
+    `PAGE_BYTES` of rows, or one that is larger.
     """
 
     def __init__(self, files: RangeFiles) -> None:
@@ -62,14 +76,23 @@ class PagesFn(beam.DoFn):
             end = span.end
             if start < end:
                 end = min(end, eighth(eighth_of(start, of), of)[1])
-            part = rows if (start, end) == (span.start, span.end) else _between(rows, start, end)
-            page = _PAGE.pack(start, end, span.last and end == span.end)
-            if len(part):
-                page += self.coder.encode(part.select(self.columns))
-            yield tuple(of), page
+            part = rows if (start, end) == (span.start, span.end) else between(rows, start, end)
+            for page in self._pages(part, start, end, span.last and end == span.end):
+                yield tuple(of), page
             start = end
             if end == span.end:
                 return
+
+    def _pages(self, rows: pa.RecordBatch, start: int, end: int, last: bool) -> Iterator[bytes]:
+        if not len(rows):
+            yield _PAGE.pack(start, end, last, 0)
+            return
+        pieces = list(in_pieces(rows.select(self.columns), PAGE_BYTES))
+        ends = [*(piece["offset"][0].as_py() for piece in pieces[1:]), end]
+        for piece, piece_end in zip(pieces, ends, strict=True):
+            header = _PAGE.pack(start, piece_end, last and piece_end == end, 0)
+            yield header + self.coder.encode(piece)
+            start = piece_end
 
 
 class Progress(NamedTuple):
@@ -114,8 +137,28 @@ class _Part(NamedTuple):
     """The rows of an eighth of a range: all of [start, covered_end), by offset."""
 
     start: int
-    batches: list[pa.RecordBatch]
+    pages: list[bytes]
     covered_end: int
+
+
+class _Batches:
+    """The rows of pages as batches, read again whenever they are iterated over."""
+
+    def __init__(self, files: RangeFiles, coder: BatchCoder, of: Range, pages: list[bytes]) -> None:
+        self.files, self.coder, self.of = files, coder, of
+        self.pages = pages
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(page) + _PAGE.unpack_from(page)[3] for page in self.pages)
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        for page in self.pages:
+            start, end, _, spilled_bytes = _PAGE.unpack_from(page)
+            if spilled_bytes:
+                yield from self.files.spilled(self.of, start, end)
+            elif _has_rows(page):
+                yield self.coder.decode(page[_PAGE.size :])
 
 
 class WriteTailsFn(beam.DoFn):
@@ -137,6 +180,7 @@ class WriteTailsFn(beam.DoFn):
         self.files = files
         self.clock = clock
         self.coder = BatchCoder(files.gathered)
+        self.added = AddedBytes()
 
     def setup(self) -> None:
         tune_worker()
@@ -151,7 +195,7 @@ class WriteTailsFn(beam.DoFn):
     ) -> Iterator[str]:
         key, page = element
         of = Range(*key)
-        start, end, last = _PAGE.unpack_from(page)
+        start, end, last, _ = _PAGE.unpack_from(page)
         before = progress.read()
         now = before
         if now is None or now.published:
@@ -160,6 +204,8 @@ class WriteTailsFn(beam.DoFn):
             now = Progress(0, of.start, now is not None and now.timed, False)
         if start < end:
             pages[eighth_of(start, of)].add(page)
+            if self.added.add(key, len(page)) > ADDED_BYTES:
+                self._spill(of, pages)
         if last or end == of.end:
             now = now._replace(end=end)
         if now.end and (held := _held(pages)) >= now.end - of.start:
@@ -170,10 +216,12 @@ class WriteTailsFn(beam.DoFn):
                     f"the spans of {of} hold {held} offsets, and reach to {covered_end}: {_OVERLAP}"
                 )
             if now.end == of.end:
-                batches = [batch for part in gathered for batch in part.batches]
-                yield from self.files.publish(of, batches, now.open_end)
+                batches = self._batches(of, [page for part in gathered for page in part.pages])
+                with suppress(SpilledGone):
+                    yield from self.files.publish(of, batches, now.open_end, batches.size_bytes)
                 for bag in pages:
                     bag.clear()
+                self.added.emptied(key)
                 now = Progress(0, 0, False, True)
             else:
                 # The input ends within the range. It may go on in another run, so this is no
@@ -199,10 +247,12 @@ class WriteTailsFn(beam.DoFn):
         if now is None:
             return
         if now.published:
-            self._remove_open(of, kept=0)
+            self.files.remove_open(of, kept=0)
             progress.clear()
             return
+        shown = min(eighth_of(now.open_end, of), EIGHTHS - 1)
         now = self._shown(of, pages, now)
+        self._spill(of, pages[shown:])
         progress.write(now._replace(timed=False))
 
     def _shown(self, of: Range, pages: tuple, now: Progress) -> Progress:
@@ -210,10 +260,16 @@ class WriteTailsFn(beam.DoFn):
         known_end = now.open_end
         for part in self._gathered(of, pages, known_end):
             if part.covered_end > now.open_end:
-                self.files.write_open(of, part.start, part.batches, known_end, part.covered_end)
+                batches = self._batches(of, part.pages)
+                try:
+                    self.files.write_open(
+                        of, part.start, batches, known_end, part.covered_end, batches.size_bytes
+                    )
+                except SpilledGone:  # readers have the published files
+                    return now
                 now = now._replace(open_end=part.covered_end)
         if now.open_end > known_end:
-            self._remove_open(of, kept=KEPT_TAILS)
+            self.files.remove_open(of, kept=KEPT_TAILS)
         return now
 
     def _gathered(self, of: Range, pages: tuple, known_end: int) -> Iterator[_Part]:
@@ -228,13 +284,11 @@ class WriteTailsFn(beam.DoFn):
         start, end = eighth(number, of)
         while True:
             by_start = self._by_start(of, pages[number])
-            batches, covered_end = [], start
+            following, covered_end = [], start
             while covered_end in by_start:
-                page = by_start[covered_end]
-                _, covered_end, _ = _PAGE.unpack_from(page)
-                if len(page) > _PAGE.size:
-                    batches.append(self.coder.decode(page[_PAGE.size :]))
-            yield _Part(start, batches, covered_end)
+                following.append(by_start[covered_end])
+                covered_end = _PAGE.unpack_from(following[-1])[1]
+            yield _Part(start, following, covered_end)
             if covered_end < end or end == of.end:
                 return
             number = eighth_of(end, of)
@@ -249,10 +303,48 @@ class WriteTailsFn(beam.DoFn):
             raise RuntimeError(f"several spans of {of} begin at the same offset: " + _OVERLAP)
         return by_start
 
-    def _remove_open(self, of: Range, kept: int) -> None:
-        for names in open_files(listed(self.files.folder, OPEN), of).values():
-            for name in names[kept:]:
-                remove(self.files.folder, name)
+    def _batches(self, of: Range, pages: list[bytes]) -> _Batches:
+        return _Batches(self.files, self.coder, of, pages)
+
+    def _spill(self, of: Range, pages: tuple) -> None:
+        """Put the rows of bags aside that hold many bytes, and keep their spans."""
+        for bag in pages:
+            held = sorted(bag.read(), key=_PAGE.unpack_from)
+            if sum(len(page) for page in held if _has_rows(page)) <= PART_BYTES:
+                continue
+            bag.clear()
+            for run in _runs(held):
+                if any(map(_has_rows, run)):
+                    start = _PAGE.unpack_from(run[0])[0]
+                    _, end, last, _ = _PAGE.unpack_from(run[-1])
+                    spilled_bytes = self.files.spill(of, start, end, list(self._batches(of, run)))
+                    run = [_PAGE.pack(start, end, last, spilled_bytes)]
+                for page in run:
+                    bag.add(page)
+        self.added.emptied(tuple(of))
+
+
+def _has_rows(page: bytes) -> bool:
+    """Whether a page holds rows itself, and hasn't put them aside."""
+    return len(page) > _PAGE.size
+
+
+def _runs(pages: list[bytes]) -> Iterator[list[bytes]]:
+    """Divide pages, in the order of their offsets, into runs without a gap.
+
+    One whose rows were put aside already is a run of its own.
+    """
+    run: list[bytes] = []
+    for page in pages:
+        start, _, _, spilled_bytes = _PAGE.unpack_from(page)
+        if run and (spilled_bytes or _PAGE.unpack_from(run[-1])[1] != start):
+            yield run
+            run = []
+        run.append(page)
+        if spilled_bytes:
+            yield run
+            run = []
+    yield from filter(None, [run])
 
 
 def _turn_s(of: Range) -> float:
@@ -260,13 +352,7 @@ def _turn_s(of: Range) -> float:
     return zlib.crc32(f"{of.topic} {of.partition}".encode()) % 1000 / 1000 * TAIL_S
 
 
-def _between(rows: pa.RecordBatch, start: int, end: int) -> pa.RecordBatch:
-    """Return the rows of offsets [start, end), where they come in the order of theirs."""
-    first, last = np.searchsorted(rows["offset"].to_numpy(), (start, end)).tolist()
-    return rows.slice(first, last - first)
-
-
 def _held(pages: tuple) -> int:
     """Return how many offsets the spans of a range's pages have."""
     spans = (_PAGE.unpack_from(page) for bag in pages for page in bag.read())
-    return sum(end - start for start, end, _ in spans)
+    return sum(end - start for start, end, *_ in spans)

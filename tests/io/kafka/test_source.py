@@ -106,8 +106,8 @@ def test_reading_to_the_end_yields_all_records_before_it(readers, cluster):
             equal_to(
                 [
                     (span(0, 2), [0, 1], [1, 2]),
-                    (span(2, 3, last=True), [2], [3]),
-                    (span(0, 1, last=True, partition=1), [0], [9]),
+                    (span(2, 3, last=True)._replace(open=True), [2], [3]),
+                    (span(0, 1, last=True, partition=1)._replace(open=True), [0], [9]),
                 ]
             ),
         )
