@@ -124,12 +124,13 @@ class Cluster:
             f"/jobs/{job}/vertices/{vertex['id']}/subtasks/metrics"
             for vertex in self.get(f"/jobs/{job}")["vertices"]
         ]
-        listed = {path: [metric["id"] for metric in self.get(path)] for path in paths}
-        time.sleep(METRICS_FETCHED_S)
+        for path in paths[:1]:
+            self.get(path)  # has all of them fetched, for the answers below
+            time.sleep(METRICS_FETCHED_S)
         sums: Counter[str] = Counter()
-        for path, names in listed.items():
-            asked = [name for name in names if wanted(_own_name(name))]
-            for query in _queries(asked):
+        for path in paths:
+            names = [metric["id"] for metric in self.get(path)]
+            for query in _queries([name for name in names if wanted(_own_name(name))]):
                 for metric in self.get(f"{path}?agg=sum&get={query}"):
                     sums[_own_name(metric["id"])] += metric["sum"]
         return dict(sums)
