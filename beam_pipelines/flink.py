@@ -54,7 +54,7 @@ SEND_AT_ONCE = "data_buffer_size_limit=1"
 """Experiment of Beam's Java runners. By default they keep what a stage is given until there is 1 MB
 of it, or its bundle ends: workers stand idle for the bundle's time, and then Flink does."""
 
-METRICS_FETCHED_S = 0.5
+METRICS_FETCHED_S = 1.0
 """Seconds that a JobManager has to fetch metrics from its TaskManagers. It does so when asked, at
 most every `metrics.fetcher.update-interval` (10 s by default), and answers with what it has."""
 
