@@ -100,6 +100,8 @@ def test_after_retention_a_new_job_leaves_final_sessions_as_they_were(tables):
     views = space.execute("SELECT sum(views) FROM page_view_counts")
     assert views == [(10,)]
     space.execute(before)
+    of_one = "SELECT ctid, xmin FROM user_sessions WHERE user_id = 'over'"
+    untouched = space.execute(of_one)
     run([*LEFT, *LATER], "second")
     meanwhile = sessions(space)
     assert ("spans", "09:10", "09:20", 2, "timeout") in meanwhile  # beside the one from 09:00
@@ -108,3 +110,4 @@ def test_after_retention_a_new_job_leaves_final_sessions_as_they_were(tables):
         space.execute(after)
         assert sessions(space) == sorted(FINAL + OF_WHAT_IS_LEFT)
     assert space.execute("SELECT sum(views) FROM page_view_counts") == [(12,)]
+    assert space.execute(of_one) == untouched  # rows that are right are not written again
