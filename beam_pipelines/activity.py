@@ -186,6 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not config.in_process:
             flink.quiet_submission()
+            flink.listen_here_only()
             argv = [*argv, *flink.options_for(argv, "activity", config.endless, os.environ)]
             for note in flink.notes(argv):
                 print(note, file=sys.stderr)

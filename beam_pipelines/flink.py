@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import quote, urlsplit
@@ -314,6 +315,25 @@ def notes(argv: Sequence[str]) -> list[str]:
             f"{LEAKS_BEFORE[0]}.{LEAKS_BEFORE[1]}); the one of `make build-flink` doesn't"
         )
     return lines
+
+
+def listen_here_only() -> None:
+    """Have workers that this process starts (LOOPBACK) listen on the loopback interface.
+
+    Beam's listen on all, and whoever reaches them may have them run what they like. They are
+    called `localhost` as they were.
+    """
+    from apache_beam.runners.worker import worker_pool_main
+
+    make = worker_pool_main.grpc.server
+
+    def server(*args: Any, **settings: Any) -> Any:
+        made = make(*args, **settings)
+        add = made.add_insecure_port
+        made.add_insecure_port = lambda address: add(address.replace("[::]", "127.0.0.1"))
+        return made
+
+    worker_pool_main.grpc = SimpleNamespace(server=server)
 
 
 def quiet_submission() -> None:

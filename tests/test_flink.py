@@ -1,10 +1,12 @@
 import json
+import os
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
+from apache_beam.runners.worker import worker_pool_main
 
 from beam_pipelines import flink
 from beam_pipelines.flink import (
@@ -17,6 +19,7 @@ from beam_pipelines.flink import (
 )
 from beam_pipelines.kernels.key_groups import MAX_PARALLELISM
 from beam_pipelines.telemetry import NAMESPACE
+from tests.integration.sockets import listening
 from tests.rest_metrics import MetricsOfAJob, counting
 
 JAVA = """\
@@ -356,6 +359,20 @@ def test_the_last_failure_is_the_one_told(rest):
 )
 def test_the_line_of_pythons_error_is_found(stacktrace, error):
     assert python_error(stacktrace) == error
+
+
+def test_workers_that_the_driver_starts_listen_on_this_machine_only(monkeypatch):
+    monkeypatch.setattr(worker_pool_main, "grpc", worker_pool_main.grpc)  # as it was, afterwards
+    monkeypatch.setattr(worker_pool_main.atexit, "register", lambda function: None)
+    flink.listen_here_only()
+    address, server = worker_pool_main.BeamFnExternalWorkerPoolServicer.start()
+    try:
+        host, _, port = address.partition(":")
+        assert host == "localhost"
+        found = [each for each in listening([os.getpid()]) if each.port == int(port)]
+        assert [each.is_here_only for each in found] == [True]
+    finally:
+        server.stop(0).wait()
 
 
 # ── metrics ─────────────────────────────────────────────────────────────────
