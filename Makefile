@@ -6,7 +6,7 @@ BIN := .venv/bin
 .DELETE_ON_ERROR:
 .SILENT:
 .PHONY: help demo query up down activity produce verify stop resume break \
-	test test-unit test-faults check bench bench-flink soak build-flink lock clean
+	test test-unit test-faults mutants check bench bench-flink soak build-flink lock clean
 
 help: ## what there is
 	echo "make TARGET, with TARGET one of"
@@ -66,6 +66,9 @@ test-unit: .venv/.dev ## run the tests that need nothing but Python
 
 test-faults: .venv/.dev build-flink ## run the pipeline without end on Flink, and kill every part of it in turn
 	$(BIN)/python -m pytest --servers -m faults tests/integration
+
+mutants: .venv/.dev ## plant each defect of tests/mutants, and see the test that it names fail
+	$(BIN)/python -m tests.mutants
 
 check: .venv/.dev ## lint, format check, types, import rules
 	$(BIN)/ruff check .

@@ -195,6 +195,7 @@ def _run_or_start(argv: Sequence[str] | None, locks: ExitStack) -> int:
     try:
         if not config.in_process:
             flink.quiet_submission()
+            flink.listen_here_only()
             argv = [*argv, *flink.options_for(argv, "activity", config.endless, os.environ)]
             for note in flink.notes(argv):
                 say(note)

@@ -6,13 +6,15 @@ import os
 import re
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from beam_pipelines.kernels.key_groups import MAX_PARALLELISM
 
@@ -52,6 +54,13 @@ JOB_SERVER_FLAGS = frozenset(
 SEND_AT_ONCE = "data_buffer_size_limit=1"
 """Experiment of Beam's Java runners. By default they keep what a stage is given until there is 1 MB
 of it, or its bundle ends: workers stand idle for the bundle's time, and then Flink does."""
+
+METRICS_FETCHED_S = 1.0
+"""Seconds that a JobManager has to fetch metrics from its TaskManagers. It does so when asked, at
+most every `metrics.fetcher.update-interval` (10 s by default), and answers with what it has."""
+
+_PATH_CHARACTERS = 3_500
+"""A longer request line than 4,096 bytes is refused by Flink."""
 
 CHECKPOINTING_INTERVAL_MS = 10_000
 MAX_BUNDLE_SIZE, MAX_BUNDLE_TIME_MS = 50, 100
@@ -96,6 +105,78 @@ class Cluster:
         """Return the id of the job of this name; None: there is none."""
         jobs = self.get("/jobs/overview")["jobs"]
         return next((str(job["jid"]) for job in jobs if job["name"] == name), None)
+
+    def metrics(self, job: str, wanted: Callable[[str], bool]) -> dict[str, float]:
+        """Return metrics of a job's operators, by name, summed over operators and subtasks.
+
+        Args:
+          job: Its id.
+          wanted: Which names are asked for. They are spelled as Flink does: spaces, colons,
+            commas and dots of a name are underscores.
+
+        Returns:
+          What was so METRICS_FETCHED_S ago or later, or up to 10 s before, if somebody else
+          asked meanwhile. What was never counted isn't there. A restart begins at zero.
+
+        Raises:
+          OSError: the cluster doesn't answer, or has no such job.
+        """
+        paths = [
+            f"/jobs/{job}/vertices/{vertex['id']}/subtasks/metrics"
+            for vertex in self.get(f"/jobs/{job}")["vertices"]
+        ]
+        for path in paths[:1]:
+            self.get(path)  # has all of them fetched, for the answers below
+            time.sleep(METRICS_FETCHED_S)
+        sums: Counter[str] = Counter()
+        for path in paths:
+            names = [metric["id"] for metric in self.get(path)]
+            for query in _queries([name for name in names if wanted(_own_name(name))]):
+                for metric in self.get(f"{path}?agg=sum&get={query}"):
+                    sums[_own_name(metric["id"])] += metric["sum"]
+        return dict(sums)
+
+    def counters(self, job: str) -> dict[str, int]:
+        """Return the pipeline's counters of a job, by their own names; see `metrics`."""
+        found = self.metrics(job, lambda name: name.startswith(_OWN))
+        return {
+            _DOTTED.sub(r"\1.", name.removeprefix(_OWN)): int(count)
+            for name, count in found.items()
+        }
+
+    def lost(self, job: str) -> dict[str, int]:
+        """Return what counts rows that were dropped, where it isn't zero; see `metrics`.
+
+        These are `older_than_folded` of the pipeline, and the runner's own: Beam's
+        `droppedDueToLateness` and `droppedDueToClosedWindow`, Flink's
+        `numLateRecordsDropped`.
+        """
+        lost: Counter[str] = Counter()
+        for name, count in self.metrics(job, lambda name: bool(_LOST.search(name))).items():
+            lost["".join(_LOST.findall(name))] += int(count)
+        return {name: count for name, count in lost.items() if count}
+
+
+_OWN = "beam_pipelines_"  # telemetry.NAMESPACE, without importing Beam
+_LOST = re.compile(r"older_than_folded$|(?:d|[A-Za-z]*D)ropped[A-Za-z]*$")
+_DOTTED = re.compile("^(rows_written|invalid)_")
+
+
+def _own_name(name: str) -> str:
+    """Return a metric's name without its operator's, which has no dot."""
+    return name.partition(".")[2]
+
+
+def _queries(names: Sequence[str]) -> Iterator[str]:
+    """Join names by commas, as many at a time as a path may hold."""
+    query = ""
+    for name in (quote(each, safe="") for each in names):
+        if query and len(query) + len(name) > _PATH_CHARACTERS:
+            yield query
+            query = ""
+        query += f",{name}" if query else name
+    if query:
+        yield query
 
 
 def options_for(
@@ -234,6 +315,25 @@ def notes(argv: Sequence[str]) -> list[str]:
             f"{LEAKS_BEFORE[0]}.{LEAKS_BEFORE[1]}); the one of `make build-flink` doesn't"
         )
     return lines
+
+
+def listen_here_only() -> None:
+    """Have workers that this process starts (LOOPBACK) listen on the loopback interface.
+
+    Beam's listen on all, and whoever reaches them may have them run what they like. They are
+    called `localhost` as they were.
+    """
+    from apache_beam.runners.worker import worker_pool_main
+
+    make = worker_pool_main.grpc.server
+
+    def server(*args: Any, **settings: Any) -> Any:
+        made = make(*args, **settings)
+        add = made.add_insecure_port
+        made.add_insecure_port = lambda address: add(address.replace("[::]", "127.0.0.1"))
+        return made
+
+    worker_pool_main.grpc = SimpleNamespace(server=server)
 
 
 def quiet_submission() -> None:

@@ -5,8 +5,8 @@
 The truth is worked out from a dump of the topic, in SQL that shares nothing with the
 pipeline (tests/oracle). Events may go on meanwhile: what came in the last seconds may or may
 not be in a row as yet, so a row lies between the truth without them and the truth with them;
-where the two agree, and that is nearly everywhere, it must be exact. Exit codes: 0; 1 the
-job didn't recover, or a row is wrong; 2 there is nothing to break.
+where the two agree, and that is nearly everywhere, it must be exact. Exit codes: 0; 1 a row is
+wrong, or the job dropped some; 2 there is nothing to break, or the job didn't recover.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -308,6 +309,7 @@ def run(jobs: Jobs, stack: Stack) -> int:
     before = jobs.checkpoints(job)["latest"]["completed"]
     if before is None:
         raise JobError(f"the job {job} has no checkpoint as yet")
+    lost = Counter(jobs.cluster.lost(job))  # its counters begin anew when it is restored
     print(f"job {job}: checkpoint {before['id']} has {before['state_size']:,} bytes of state")
     killed_at = time.time()
     print(f"killed worker process {_kill_a_worker(stack)}", flush=True)
@@ -331,6 +333,10 @@ def run(jobs: Jobs, stack: Stack) -> int:
     print(*tables, sep="\n")
     if wrong or behind:
         print("The tables differ from the truth.", file=sys.stderr)
+    lost += Counter(jobs.cluster.lost(job))
+    for name, count in sorted(lost.items()):
+        print(f"The job dropped rows: {name} is {count:,}, not 0.", file=sys.stderr)
+    if wrong or behind or lost:
         return 1
     print(f"{time.time() - killed_at:.0f} s after the kill, the tables equal the truth.")
     return 0

@@ -5,9 +5,10 @@
     python scripts/job.py resume-path        # of the last stop, for --savepoint_path
     python scripts/job.py last-checkpoint    # also of a job that a crash took away
     python scripts/job.py cancel             # without a savepoint; checkpoints stay
+    python scripts/job.py counters           # what it read, judged, wrote and dropped
 
-`stop`, `cancel` and `last-checkpoint` take the job that runs, or a name or id. Exit codes:
-0; 1 it can't be done, and why; 2 misuse.
+`stop`, `cancel`, `counters` and `last-checkpoint` take the job that runs, or a name or id. Exit
+codes: 0; 1 it can't be done, and why; 2 misuse.
 """
 
 import argparse
@@ -187,6 +188,13 @@ def _cancel(jobs: Jobs, flags: argparse.Namespace) -> None:
     jobs.cancel(jobs.one(flags.job))
 
 
+def _counters(jobs: Jobs, flags: argparse.Namespace) -> None:
+    job = jobs.one(flags.job)
+    counted = jobs.cluster.counters(job) | jobs.cluster.lost(job)
+    for name, count in sorted(counted.items()):
+        print(name, count)
+
+
 def _last_checkpoint(jobs: Jobs, flags: argparse.Namespace) -> None:
     running = [job["jid"] for job in jobs.all() if job["state"] not in ENDED]
     job = jobs.one(flags.job) if flags.job in running or (running and not flags.job) else flags.job
@@ -236,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
         ("stop", _stop, "stop a job with a savepoint", True),
         ("resume-path", _resume_path, "print where the last stopped job left its state", False),
         ("cancel", _cancel, "cancel a job, without a savepoint", True),
+        ("counters", _counters, "print a job's counters since it was started or restarted", True),
         ("last-checkpoint", _last_checkpoint, "print where the newest checkpoint lies", True),
     ):
         command = commands.add_parser(name, help=help_, description=help_)

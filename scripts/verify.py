@@ -224,6 +224,16 @@ def job_checks(flink: Cluster) -> list[Check]:
     ]
 
 
+def loss_check(flink: Cluster) -> Check:
+    """Return the check that no row was dropped on its way."""
+    return Check(
+        "dropped rows",
+        lambda: nothing_lost(flink),
+        "the tables lack them, the lake has them: see docs/runbook.md",
+        needs="job",
+    )
+
+
 def brokers(kafka: KafkaCluster) -> str:
     """Describe a cluster; raises KafkaException where none answers."""
     found = kafka.client(AdminClient).list_topics(timeout=10).brokers
@@ -308,6 +318,15 @@ def checkpoint_state(checkpoints: Mapping[str, Any], now_s: float) -> str:
     if age_s > CHECKPOINT_AGE_S:
         raise WrongState(f"{found}{cause}")
     return found
+
+
+def nothing_lost(flink: Cluster) -> str:
+    """Say that the job has dropped nothing; raises WrongState where it has."""
+    job = newest_job(flink)
+    if lost := flink.lost(job["jid"]):
+        counts = ", ".join(f"{name} {count:,}" for name, count in sorted(lost.items()))
+        raise WrongState(f"{counts} of {job['name']}, since it was started or restarted")
+    return "none since the job was started or restarted"
 
 
 # ── what arrives ────────────────────────────────────────────────────────────
@@ -517,6 +536,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         verify_arrivals(report, places, flags)
     else:
         report.say("skip  no event was sent: something that it needs is missing")
+    report.run(loss_check(places.flink))
     report.say(f"{len(report.failed)} failed" if report.failed else "all passed")
     return 1 if report.failed else 0
 

@@ -5,6 +5,7 @@ import os
 import sys
 
 from stack import downloads, java
+from stack.cassandra import CONTAINER_YAML, container_yaml
 from stack.services import ALIASES, SERVICES, Stack
 from stack.settings import REPOSITORY, StackError
 
@@ -47,7 +48,7 @@ def _status(stack: Stack, options: argparse.Namespace) -> int:
             state = "serves" if healthy else "does not answer"
             ports = " ".join(f"{name} {port}" for name, port in service.ports.items())
             state += f", pid {process.pid}, {process.resident_bytes >> 20} MiB, "
-            state += f"up {process.age_s:.0f} s, ports: {ports}"
+            state += f"up {process.age_s:.0f} s" + (f", ports: {ports}" if ports else "")
         else:
             state = "died" if process else "stopped"
         print(f"{service.name:<18} {state}")
@@ -70,10 +71,16 @@ def _build_flink(stack: Stack, options: argparse.Namespace) -> None:
     if jar.exists() and jar.stat().st_mtime > max(each.stat().st_mtime for each in sources):
         print(f"{jar} is there already")
         return
+    downloads.job_server_parts(stack.settings)
     downloads.run(
         [java.maven(), "-B", "-q", "-f", str(pom), "package"], what="building the job server"
     )
     print(f"built {jar}")
+
+
+def _lock(stack: Stack) -> None:
+    CONTAINER_YAML.write_text(container_yaml())
+    downloads.lock(stack.settings)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,8 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     add("build-flink", _build_flink, "build Beam's job server for Flink", names=False)
     add(
         "lock",
-        lambda stack, o: downloads.lock(stack.settings),
-        "download everything afresh and write checksums.txt, after a change of versions.toml",
+        lambda stack, o: _lock(stack),
+        "download everything afresh and write checksums.txt and Cassandra's configuration for "
+        "containers, after a change of versions.toml",
         names=False,
     )
     return parser

@@ -6,9 +6,20 @@ from pathlib import Path
 from stack.downloads import release
 from stack.java import java
 from stack.service import Service
-from stack.settings import HOST, REPOSITORY, StackError
+from stack.settings import HOST, REPOSITORY, StackError, versions
 
 SCHEMA = REPOSITORY / "sql/cassandra.cql"
+CONTAINER_YAML = REPOSITORY / "runners/cassandra/cassandra.yaml"
+"""What docker-compose.yml mounts: `python -m stack lock` writes it from `node_yaml`."""
+
+CONTAINER_PORTS = {"native": 9042, "storage": 7000, "ssl_storage": 7001}
+
+# A node that is alone has nobody to wait for.
+ALONE = (
+    "-Dcassandra.skip_wait_for_gossip_to_settle=0",
+    "-Dcassandra.ring_delay_ms=0",
+    "-Dcassandra.superuser_setup_delay_ms=0",
+)
 
 # A frame of the native protocol, version 4: what do you support? And the kind of answer.
 _OPTIONS = bytes((4, 0, 0, 0, 5, 0, 0, 0, 0))
@@ -74,9 +85,7 @@ class Cassandra(Service):
             f"-Dcassandra.storagedir={self.folder}/data",
             f"-Dcassandra.logdir={self.folder}/data/logs",
             f"-Dlogback.configurationFile={self.folder}/logback.xml",
-            # A node that is alone has nobody to wait for.
-            "-Dcassandra.skip_wait_for_gossip_to_settle=0",
-            *("-Dcassandra.ring_delay_ms=0", "-Dcassandra.superuser_setup_delay_ms=0"),
+            *ALONE,
             *("-Djava.awt.headless=true", "-Dcassandra-foreground=yes"),
             *("-cp", f"{self._jars}/*", "org.apache.cassandra.service.CassandraDaemon"),
         ]
@@ -126,8 +135,15 @@ def statements(cql: str) -> list[str]:
     return [each.strip() for each in "\n".join(lines).split(";") if each.strip()]
 
 
-def node_yaml(ports: dict[str, int], data: Path, heap_mb: int) -> str:
-    """Return the configuration of a node that is alone."""
+def container_yaml() -> str:
+    """Return the configuration of the node that docker-compose.yml runs."""
+    heap_mb = versions()["cassandra"]["heap_mb"]
+    node = node_yaml(CONTAINER_PORTS, Path("/var/lib/cassandra"), heap_mb, host="cassandra")
+    return f"# Written by `python -m stack lock`, from stack/cassandra.py: change it there.\n{node}"
+
+
+def node_yaml(ports: dict[str, int], data: Path, heap_mb: int, host: str = HOST) -> str:
+    """Return the configuration of a node that is alone; `host` is the address it listens at."""
     return f"""\
 cluster_name: stack
 num_tokens: 1
@@ -137,15 +153,15 @@ auto_bootstrap: false
 endpoint_snitch: SimpleSnitch
 authenticator: AllowAllAuthenticator
 authorizer: AllowAllAuthorizer
-listen_address: {HOST}
-rpc_address: {HOST}
+listen_address: {host}
+rpc_address: {host}
 storage_port: {ports["storage"]}
 ssl_storage_port: {ports["ssl_storage"]}
 native_transport_port: {ports["native"]}
 start_native_transport: true
 seed_provider:
   - class_name: org.apache.cassandra.locator.SimpleSeedProvider
-    parameters: [{{seeds: "{HOST}:{ports["storage"]}"}}]
+    parameters: [{{seeds: "{host}:{ports["storage"]}"}}]
 data_file_directories: [{data}/data]
 commitlog_directory: {data}/commitlog
 saved_caches_directory: {data}/saved_caches

@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from stack.java import maven
-from stack.settings import Settings, StackError
+from stack.settings import REPOSITORY, Settings, StackError
 
 CHECKSUMS = Path(__file__).with_name("checksums.txt")
 _DOWNLOADED = ("kafka", "postgres", "cassandra", "flink")
+
+JOB_SERVER = "job-server"
+"""What the locked sums of its dependencies begin with."""
+
+JOB_SERVER_POM = REPOSITORY / "runners/flink/pom.xml"
 
 # What the source archive of apache-flink-libraries wants to be looked at with: pip does
 # that before it hands over any archive. Newer ones refuse its setup.cfg.
@@ -82,9 +87,24 @@ def release(service: str, settings: Settings) -> Path:
     return target
 
 
+def job_server_parts(settings: Settings) -> None:
+    """Make sure that the jars which the job server is made of are those that are locked.
+
+    Raises:
+      StackError: the download failed, or isn't what `checksums.txt` says.
+    """
+    with _temporary(settings.cache) as folder:
+        _download_job_server_parts(folder / "files", settings)
+        verify(folder / "files", JOB_SERVER, locked())
+
+
 def lock(settings: Settings) -> None:
     """Download everything afresh and write `checksums.txt`."""
     sums = {}
+    with _temporary(settings.cache) as folder:
+        _download_job_server_parts(folder / "files", settings)
+        for path in (folder / "files").iterdir():
+            sums[f"{JOB_SERVER}/{path.name}"] = sha256(path)
     for service in _DOWNLOADED:
         with _temporary(settings.cache) as folder:
             _download(settings.of(service), folder / "files", settings)
@@ -137,6 +157,20 @@ def _download(part: Mapping[str, Any], files: Path, settings: Settings) -> None:
         )
 
 
+def _download_job_server_parts(files: Path, settings: Settings) -> None:
+    files.mkdir()
+    plugin = settings.of("maven")["dependency-plugin"]
+    run(
+        [
+            *(maven(), "-B", "-q", "-f", str(JOB_SERVER_POM), f"{plugin}:copy-dependencies"),
+            # Two groups may have files of one name.
+            *("-DincludeScope=runtime", "-Dmdep.prependGroupId=true"),
+            f"-DoutputDirectory={files}",
+        ],
+        what="downloading what the job server is made of",
+    )
+
+
 def run(command: list[str], what: str, environment: Mapping[str, str] | None = None) -> str:
     """Run a command to its end and return its standard output.
 
@@ -174,9 +208,9 @@ def _unpack_flink(files: Path, target: Path) -> None:
     _untar(archive, files)
     (root,) = (path for path in files.iterdir() if path.is_dir())
     (root / "deps").rename(target)
-    # A cluster loads everything under plugins/: keep what the configuration names.
+    # A cluster loads everything under plugins/: the local configuration names none.
     for plugin in (target / "plugins").iterdir():
-        if plugin.is_dir() and plugin.name != "metrics-prometheus":
+        if plugin.is_dir():
             shutil.rmtree(plugin)
 
 

@@ -28,7 +28,8 @@ class _Flink(Service):
         shutil.rmtree(self._work, ignore_errors=True)  # what a crash left: RocksDB, jars
         for folder in (self._work, self.folder / "conf", self._shared):
             folder.mkdir(parents=True, exist_ok=True)
-        values = {**flat_yaml((CONF / "config.yaml").read_text()), **self.overrides()}
+        production = flat_yaml((CONF / "config.yaml").read_text())
+        values = {**local(production), **self.overrides()}
         (self.folder / "conf/config.yaml").write_text(
             "".join(f"{key}: {value}\n" for key, value in values.items())
         )
@@ -78,7 +79,8 @@ class _Flink(Service):
             "rest.port": str(port("flink", "rest")),
             "state.checkpoints.dir": f"file://{self._shared}/checkpoints",
             "state.savepoints.dir": f"file://{self._shared}/savepoints",
-            "metrics.reporter.prometheus.port": f'"{self.ports["prometheus"]}"',
+            # What REST tells of metrics is this old at most: by default, 10 s.
+            "metrics.fetcher.update-interval": "1000",
             "io.tmp.dirs": str(self._work),
         }
 
@@ -112,11 +114,7 @@ class JobManager(_Flink):
     @property
     def ports(self) -> dict[str, int]:
         port = self.settings.port
-        return {
-            "dashboard": port("flink", "rest"),
-            "rpc": port("flink", "rpc"),
-            "prometheus": port("flink", "prometheus_jobmanager"),
-        }
+        return {"dashboard": port("flink", "rest"), "rpc": port("flink", "rpc")}
 
     def answers(self) -> bool:
         return "slots-total" in self.rest("/overview")
@@ -139,7 +137,7 @@ class TaskManager(_Flink):
 
     @property
     def ports(self) -> dict[str, int]:
-        return {"prometheus": self.settings.port("flink", "prometheus_taskmanager")}
+        return {}  # it chooses them at each start, and tells the JobManager
 
     def overrides(self) -> dict[str, str]:
         # A new name at every start: the JobManager may still list the one that crashed.
@@ -151,6 +149,15 @@ class TaskManager(_Flink):
         known = self.rest("/taskmanagers")["taskmanagers"]
         slots = {each["id"]: each["slotsNumber"] for each in known}
         return slots.get(self._id_file.read_text()) == self.settings.of("flink")["slots"]
+
+
+def local(production: Mapping[str, str]) -> dict[str, str]:
+    """Return the configuration for production without what can't be kept to this machine.
+
+    Flink's Prometheus reporter listens on all interfaces, and has no option for that. REST
+    tells the same metrics.
+    """
+    return {key: v for key, v in production.items() if not key.startswith("metrics.reporter.")}
 
 
 def flat_yaml(text: str) -> dict[str, str]:

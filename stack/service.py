@@ -34,7 +34,7 @@ class Service(ABC):
     @property
     @abstractmethod
     def ports(self) -> dict[str, int]:
-        """Where it listens; the first one is what its clients connect to."""
+        """Where it listens; the first one is what its clients connect to. Others it may choose."""
 
     @abstractmethod
     def fetch(self) -> None:

@@ -23,26 +23,14 @@ from bench.flink.watch import (
     READ,
     CatchUp,
     Sample,
-    beam_counters,
     beam_steps,
     checkpoint_figures,
     flink_sql_read,
+    is_offset,
+    is_step,
     watch,
 )
-
-PREFIX = "flink_taskmanager_job_task_operator_"
-METRICS = f"""\
-# HELP {PREFIX}beam_pipelines_read read
-{PREFIX}beam_pipelines_read{{job_id="a",subtask_index="0",}} 3.0
-{PREFIX}beam_pipelines_read{{job_id="a",subtask_index="1",}} 4.0
-{PREFIX}beam_pipelines_read{{job_id="b",subtask_index="0",}} 50.0
-{PREFIX}beam_pipelines_rows_written_active_users{{job_id="a",}} 2.0
-{PREFIX}beam_pipelines_invalid{{job_id="a",}} 1.0
-{PREFIX}beam_pipelines_invalid_bad_time{{job_id="a",}} 1.0
-{PREFIX}ref_AppliedPTransform_Read_activity_Poll_6_metric:ptransform_execution_time:total_msecs:v1{{job_id="a",}} 1500.0
-{PREFIX}KafkaSourceReader_topic_t_partition_0_currentOffset{{job_id="a",}} 9.0
-{PREFIX}KafkaSourceReader_topic_t_partition_1_currentOffset{{job_id="a",}} -1.0
-"""  # noqa: E501
+from tests.rest_metrics import counting
 
 
 def caught_up(name: str, *read: int, others: float = 0.0) -> CatchUp:
@@ -50,21 +38,20 @@ def caught_up(name: str, *read: int, others: float = 0.0) -> CatchUp:
     return CatchUp(name, samples[0], samples, {"workers": 1.5, OTHERS: others}, {}, {"Parse": 2.0})
 
 
-def test_counters_are_those_of_one_job_under_their_own_names():
-    assert beam_counters(METRICS, "a") == {
-        "read": 7,
-        "rows_written.active_users": 2,
-        "invalid": 1,
-        "invalid.bad_time": 1,
-    }
+STEP = "ref_AppliedPTransform_Read-activity-Poll_6/ProcessSizedElementsAndRestrictions0"
+OFFSET = "KafkaSourceReader.topic.t.partition.0.currentOffset"
 
 
-def test_steps_have_the_seconds_of_the_workers():
-    assert beam_steps(METRICS, "a") == {"Read activity Poll": 1.5}
+def test_steps_have_the_seconds_of_the_workers(monkeypatch):
+    spent = f"{STEP}_metric_ptransform_execution_time_total_msecs_v1"
+    cluster = counting(monkeypatch, **{spent: 1500, f"{STEP}_metric_sampled_byte_size_v1": 9})
+    assert beam_steps(cluster.metrics("a", is_step)) == {"Read activity Poll": 1.5}
 
 
-def test_a_kafka_source_has_read_up_to_its_offsets():
-    assert flink_sql_read(METRICS, "a") == {READ: 10}
+def test_a_kafka_source_has_read_up_to_its_offsets(monkeypatch):
+    offsets = {OFFSET: 9, OFFSET.replace("0", "1"): -1, OFFSET.replace("current", "committed"): 5}
+    cluster = counting(monkeypatch, **offsets)
+    assert flink_sql_read(cluster.metrics("a", is_offset)) == {READ: 10}
 
 
 def test_watching_begins_with_the_first_event_and_ends_with_the_last(monkeypatch):

@@ -1,10 +1,12 @@
 import json
+import os
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
+from apache_beam.runners.worker import worker_pool_main
 
 from beam_pipelines import flink
 from beam_pipelines.flink import (
@@ -16,6 +18,9 @@ from beam_pipelines.flink import (
     wait_until_running,
 )
 from beam_pipelines.kernels.key_groups import MAX_PARALLELISM
+from beam_pipelines.telemetry import NAMESPACE
+from tests.integration.sockets import listening
+from tests.rest_metrics import MetricsOfAJob, counting
 
 JAVA = """\
 org.apache.flink.runtime.JobException: Recovery is suppressed
@@ -354,3 +359,74 @@ def test_the_last_failure_is_the_one_told(rest):
 )
 def test_the_line_of_pythons_error_is_found(stacktrace, error):
     assert python_error(stacktrace) == error
+
+
+def test_workers_that_the_driver_starts_listen_on_this_machine_only(monkeypatch):
+    monkeypatch.setattr(worker_pool_main, "grpc", worker_pool_main.grpc)  # as it was, afterwards
+    monkeypatch.setattr(worker_pool_main.atexit, "register", lambda function: None)
+    flink.listen_here_only()
+    address, server = worker_pool_main.BeamFnExternalWorkerPoolServicer.start()
+    try:
+        host, _, port = address.partition(":")
+        assert host == "localhost"
+        found = [each for each in listening([os.getpid()]) if each.port == int(port)]
+        assert [each.is_here_only for each in found] == [True]
+    finally:
+        server.stop(0).wait()
+
+
+# ── metrics ─────────────────────────────────────────────────────────────────
+
+PARSE, FOLD = "[2]Read/{Poll__Parse}", "[1]{Sessionize}"
+DROPPED = "org_apache_beam_runners_core_LateDataDroppingDoFnRunner_droppedDueToLateness"
+
+
+def test_counters_are_summed_over_operators_and_subtasks_under_their_own_names(monkeypatch):
+    cluster = MetricsOfAJob(
+        "a",
+        {
+            "1": {
+                f"{PARSE}.{NAMESPACE}_read": [3, 4],
+                f"{PARSE}.{NAMESPACE}_invalid": [1, 0],
+                f"{PARSE}.{NAMESPACE}_invalid_bad_time": [1, 0],
+                f"{PARSE}.numRecordsIn": [70, 70],
+                "numRecordsIn": [70, 70],
+            },
+            "2": {
+                f"{FOLD}.{NAMESPACE}_rows_written_active_users": [2],
+                f"{FOLD}.{NAMESPACE}_read": [10],
+            },
+        },
+        monkeypatch,
+    )
+    assert cluster.counters("a") == {
+        "read": 17,
+        "invalid": 1,
+        "invalid.bad_time": 1,
+        "rows_written.active_users": 2,
+    }
+    assert not any("numRecordsIn" in path for path in cluster.asked)
+
+
+def test_what_was_dropped_is_found_by_whoever_counts_it(monkeypatch):
+    cluster = counting(
+        monkeypatch,
+        **{
+            f"{NAMESPACE}_read": 9,
+            f"{NAMESPACE}_older_than_folded": 2,
+            DROPPED: 3,
+            DROPPED.replace("LateDataDropping", "Stateful"): 4,
+            "numLateRecordsDropped": 0,
+        },
+    )
+    assert cluster.lost("a") == {"older_than_folded": 2, "droppedDueToLateness": 7}
+    assert counting(monkeypatch, **{f"{NAMESPACE}_older_than_folded": 0}).lost("a") == {}
+
+
+def test_many_long_names_are_asked_for_in_several_requests(monkeypatch):
+    many = {f"{NAMESPACE}_{'long &,' * 10}{number}": 1 for number in range(200)}
+    cluster = MetricsOfAJob(
+        "a", {"v": {f"{PARSE}.{n.replace(',', '_')}": [1] for n in many}}, monkeypatch
+    )
+    assert sum(cluster.counters("a").values()) == 200
+    assert len(cluster.asked) > 5

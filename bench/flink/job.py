@@ -9,7 +9,7 @@ from typing import Any
 from beam_pipelines.activity import broken_laws
 from beam_pipelines.flink import failure
 from bench.flink.platform import Platform, python
-from bench.flink.watch import READ, CatchUp, beam_counters, beam_steps, checkpoint_figures, watch
+from bench.flink.watch import READ, CatchUp, beam_steps, checkpoint_figures, is_step, watch
 
 CORE, WHOLE, WITHOUT_CASSANDRA = "core", "whole job", "job without Cassandra"
 
@@ -50,11 +50,11 @@ class Job:
 
     def counters(self) -> dict[str, int]:
         """Return its counters so far."""
-        return dict(beam_counters(self.platform.taskmanager_metrics(), self.job_id))
+        return self.platform.cluster.counters(self.job_id)
 
     def steps(self) -> dict[str, float]:
         """Return the seconds of its steps so far."""
-        return beam_steps(self.platform.taskmanager_metrics(), self.job_id)
+        return beam_steps(self.platform.cluster.metrics(self.job_id, is_step))
 
     def checkpoints(self) -> dict[str, Any]:
         """Return the figures of its checkpoints so far."""

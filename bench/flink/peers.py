@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.flink.job import START_S, Job
 from bench.flink.platform import Platform, python
-from bench.flink.watch import READ, CatchUp, flink_sql_read, watch
+from bench.flink.watch import READ, CatchUp, flink_sql_read, is_offset, watch
 from bench.peers import flink_sql as flink_sql_peer
 from bench.peers import spark as spark_peer
 
@@ -34,7 +34,7 @@ def flink_sql(
         running = Job(platform, _job_id(platform, flink_sql_peer.JOB_NAME))
         try:
             begun, samples, cores = watch(
-                lambda: flink_sql_read(platform.taskmanager_metrics(), running.job_id),
+                lambda: flink_sql_read(platform.cluster.metrics(running.job_id, is_offset)),
                 lambda counts: counts[READ] == events,
                 running.check,
                 platform.cpu({}),

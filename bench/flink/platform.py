@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ from beam_pipelines.flink import Cluster
 from beam_pipelines.model.activity import TABLES
 from bench.flink.processes import CpuClock
 from stack import Settings, Stack
-from stack.settings import HOST, REPOSITORY
+from stack.settings import REPOSITORY
 
 PORT_OFFSET = 3000
 """Away from the platform of `make up`, which may hold somebody's data."""
@@ -117,12 +116,6 @@ class Platform:
         with psycopg.connect(self.database_url) as connection:
             for table in TABLES:
                 connection.execute(f"TRUNCATE {table.name}")
-
-    def taskmanager_metrics(self) -> str:
-        """Return what the TaskManager tells Prometheus."""
-        port = self.settings.port("flink", "prometheus_taskmanager")
-        with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=10) as answer:
-            return str(answer.read().decode())
 
     def cpu(self, more: Mapping[str, int]) -> CpuClock:
         """Return a clock of what the services use, and more processes by name."""

@@ -156,7 +156,7 @@ def shown(phase: Phase) -> Iterator[str]:
     took_ms = [sample.checkpoint_ms for sample in phase.samples]
     yield (
         f"  checkpoints took {np.median(took_ms):,.0f} ms (median), {max(took_ms):,} ms at most, "
-        f"{phase.slope(took_ms[len(took_ms) // 2 :]):+,.0f} ms per hour"
+        f"{phase.slope(took_ms[len(took_ms) // 2 :]):+z,.0f} ms per hour"
     )
     yield (
         f"  {phase.slices_per_s:.1f} self-checkpoints/s: a runner that leaves {LEAK_BYTES:,} bytes "
@@ -167,7 +167,7 @@ def shown(phase: Phase) -> Iterator[str]:
 def _line(name: str, phase: Phase, sizes: Sequence[int]) -> str:
     slope = phase.slope(sizes[len(sizes) // 2 :])
     figures = f"{sizes[0] / 1e6:>9,.1f}{sizes[-1] / 1e6:>9,.1f}{max(sizes) / 1e6:>9,.1f}"
-    return f"  {name + ', MB':24}{figures}{slope / 1e6:>+10,.1f}"
+    return f"  {name + ', MB':24}{figures}{slope / 1e6:>+z10,.1f}"
 
 
 def _flags(argv: Sequence[str] | None) -> argparse.Namespace:

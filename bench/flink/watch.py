@@ -4,23 +4,19 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from beam_pipelines.telemetry import NAMESPACE
 from bench.flink.processes import CpuClock
 
 READ = "read"
 PERIOD_S = 5.0
-"""A look at the counters has its price: the reporter writes out thousands of metrics."""
+"""A look at the counters costs CPU: the JobManager fetches thousands of metrics for it."""
 WARM_UP_S = 30.0
 """Seconds from a job's first event on whose work is told apart: virtual machines compile then."""
 STALLED_S = 300.0
 """Seconds without any progress after which a job is given up."""
-
-_SAMPLE = re.compile(r"^flink_taskmanager_job_task_operator_(\S+?)\{(.*)\} (\S+)$", re.MULTILINE)
-_LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 class Sample(NamedTuple):
@@ -148,46 +144,42 @@ def watch(
         time.sleep(PERIOD_S)
 
 
-def operator_metrics(text: str, job: str) -> Iterable[tuple[str, Mapping[str, str], float]]:
-    """Return (name, labels, value) of each metric of a job's operators, from Prometheus's text."""
-    for name, labels, value in _SAMPLE.findall(text):
-        found = dict(_LABEL.findall(labels))
-        if found.get("job_id") == job:
-            yield name, found, float(value)
+_STEP = re.compile(
+    r"ref_AppliedPTransform_(.+)_\d+(?:/\w+)?_metric_ptransform_execution_time_total_msecs_v1$"
+)
 
 
-def beam_counters(text: str, job: str) -> Counter[str]:
-    """Return the pipeline's counters, summed over subtasks, by their own names."""
-    counted: Counter[str] = Counter()
-    for name, _, value in operator_metrics(text, job):
-        if name.startswith(f"{NAMESPACE}_"):
-            own = name.removeprefix(f"{NAMESPACE}_")
-            for prefix in ("rows_written", "invalid"):  # Prometheus knows no dots
-                if own.startswith(f"{prefix}_"):
-                    own = f"{prefix}.{own.removeprefix(prefix)[1:]}"
-            counted[own] += int(value)
-    return counted
+def is_step(name: str) -> bool:
+    """Whether a metric of this name tells the time that workers spent in a step."""
+    return _STEP.match(name) is not None
 
 
-_STEP = re.compile(r"ref_AppliedPTransform_(.+)_\d+\w*_metric:ptransform_execution_time")
+def beam_steps(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the seconds that workers spent in each step; the largest first.
 
-
-def beam_steps(text: str, job: str) -> dict[str, float]:
-    """Return the seconds that workers spent in each step; the largest first."""
+    Args:
+      metrics: Milliseconds, by the names that `is_step` is true of.
+    """
     spent: Counter[str] = Counter()
-    for name, _, value in operator_metrics(text, job):
+    for name, ms in metrics.items():
         if step := _STEP.match(name):
-            spent[step[1].replace("_", " ")] += round(value)
+            spent[step[1].replace("-", " ")] += round(ms)
     return {step: round(ms / 1000, 1) for step, ms in spent.most_common() if ms >= 100}
 
 
-def flink_sql_read(text: str, job: str) -> Counter[str]:
-    """Return how many records the Kafka source of a Flink job has consumed."""
-    read: Counter[str] = Counter()
-    for name, _, value in operator_metrics(text, job):
-        if name.endswith("_currentOffset") and value >= 0:
-            read[READ] += int(value) + 1
-    return read
+def is_offset(name: str) -> bool:
+    """Whether a metric of this name tells up to where Flink's own source read a partition."""
+    return name.endswith(".currentOffset")
+
+
+def flink_sql_read(metrics: Mapping[str, float]) -> dict[str, int]:
+    """Return how many records the Kafka source of a Flink job has consumed.
+
+    Args:
+      metrics: Last offsets, by the names that `is_offset` is true of; negative: none as yet.
+    """
+    offsets = [int(value) for value in metrics.values() if value >= 0]
+    return {READ: sum(offsets) + len(offsets)}
 
 
 def checkpoint_figures(answer: Mapping[str, Any]) -> dict[str, Any]:

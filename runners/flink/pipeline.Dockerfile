@@ -2,9 +2,15 @@
 #   docker build --file runners/flink/pipeline.Dockerfile --tag beam_pipelines/pipeline:0.1.0 .
 FROM maven:3.9-eclipse-temurin-17 AS job-server
 WORKDIR /build
-COPY runners/flink/pom.xml .
+COPY runners/flink/pom.xml stack/checksums.txt ./
 COPY runners/flink/src src
-RUN mvn --batch-mode --quiet package
+# What it is made of is what was locked, no more and no less: as `make build-flink` does it.
+RUN mvn --batch-mode --quiet org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
+      -DincludeScope=runtime -Dmdep.prependGroupId=true -DoutputDirectory=target/dependencies && \
+    sed -n 's# job-server/# target/dependencies/#p' checksums.txt > sums && \
+    sha256sum --check --strict --quiet sums && \
+    [ "$(ls target/dependencies | wc -l)" = "$(wc -l < sums)" ] && \
+    mvn --batch-mode --quiet package
 
 FROM eclipse-temurin:17-jre AS java
 

@@ -5,14 +5,11 @@ import functools
 import itertools
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,19 +97,6 @@ def first_failure(run: Run, *flags: str) -> str:
         driver.wait()
         driver.stderr.close()
         run.close()
-
-
-def counters(cluster: Any, job: str) -> dict[str, int]:
-    """Return what Flink's Prometheus reporter says of a job: name → sum over its tasks."""
-    port = cluster.service("flink-taskmanager").ports["prometheus"]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-        text = answer.read().decode()
-    sums: Counter[str] = Counter()
-    for name, value in re.findall(
-        rf'^flink_taskmanager_job_task_operator_(\w+){{.*job_id="{job}".*}} ([0-9.E]+)$', text, re.M
-    ):
-        sums[name] += int(float(value))
-    return dict(sums)
 
 
 def _command(flags: Iterable[str]) -> list[str]:

@@ -7,9 +7,12 @@ import sys
 import time
 from zipfile import ZipFile
 
+import pytest
+
 from beam_pipelines.flink import BUILT_JAR
 from scripts.job import Jobs
-from tests.integration.job import REPOSITORY, counters
+from scripts.verify import WrongState, nothing_lost
+from tests.integration.job import REPOSITORY
 
 HANDLERS = "org/apache/beam/runners/fnexecution/control/BundleCheckpointHandlers"
 
@@ -24,8 +27,8 @@ def test_what_a_reader_has_left_waits_under_few_ids():
     assert len(names) == len(set(names))
 
 
-def test_what_the_runner_drops_is_seen_where_tests_of_the_job_look(cluster, tmp_path):
-    """They say that nothing is dropped; so there must be something to see when it is."""
+def test_verify_fails_where_the_runner_drops_something(cluster, tmp_path):
+    """Other tests say that nothing is dropped; so there must be something to see when it is."""
     where = cluster.settings.environment()
     jobs = Jobs(f"http://{where['FLINK_MASTER']}")
     name = f"dropping-{time.time_ns()}"
@@ -42,7 +45,10 @@ def test_what_the_runner_drops_is_seen_where_tests_of_the_job_look(cluster, tmp_
             start_new_session=True,
         )
         try:
-            assert _awaited(lambda: _dropped(cluster, jobs, name), log) > 0
+            lost = _awaited(lambda: _lost(jobs, name), log)
+            assert lost.keys() == {"droppedDueToLateness"}
+            with pytest.raises(WrongState, match=r"^droppedDueToLateness [\d,]+ of dropping-"):
+                nothing_lost(jobs.cluster)
         finally:
             os.killpg(driver.pid, signal.SIGKILL)
             driver.wait()
@@ -60,7 +66,6 @@ def _awaited(look, log):
     raise AssertionError(f"nothing was dropped: {log.read()[-2000:]}")
 
 
-def _dropped(cluster, jobs, name):
+def _lost(jobs, name):
     job = jobs.cluster.job_named(name)
-    counted = {} if job is None else counters(cluster, job)
-    return sum(count for counter, count in counted.items() if "dropped" in counter.lower())
+    return {} if job is None else jobs.cluster.lost(job)

@@ -1,5 +1,6 @@
 import importlib
 import itertools
+from types import SimpleNamespace
 
 import duckdb
 import pyarrow as pa
@@ -212,3 +213,51 @@ def test_an_earlier_restore_does_not_count(monkeypatch):
     monkeypatch.setattr(breaking, "RESTORE_S", 0.05)
     with pytest.raises(JobError, match=r"has not gone on from a checkpoint within 0\.05 s"):
         breaking._await_restored(FakeJobs(123, 999), "j", since_ms=1000)
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Break a job that recovers at once; what it dropped before and after is given."""
+
+    def run(before, after, wrong=0):
+        lost = iter((before, after))
+        flags = {**FLAGS, "kafkaBootstrapServers": "a:1"}
+        cluster = SimpleNamespace(
+            lost=lambda job: next(lost),
+            get=lambda path: {"execution-config": {"user-config": flags}},
+        )
+        checkpoint = {"id": 4, "state_size": 100}
+        jobs = SimpleNamespace(
+            one=lambda wanted: "j",
+            cluster=cluster,
+            checkpoints=lambda job: {"latest": {"completed": checkpoint}},
+        )
+        restored = {"id": 5, "state_size": 100, "restore_timestamp": 0}
+        monkeypatch.setattr(breaking, "_kill_a_worker", lambda stack: 1)
+        monkeypatch.setattr(breaking, "_await_restored", lambda *given: restored)
+        monkeypatch.setattr(breaking, "SETTLE_S", 0)
+        compared = breaking.Compared("views", 1, 0, 0, wrong)
+        monkeypatch.setattr(breaking, "compare", lambda *given: [compared])
+        return breaking.run(jobs, None)
+
+    return run
+
+
+def test_equal_tables_and_nothing_dropped_pass(tables, broken, capsys):
+    assert broken({}, {}) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_rows_that_were_dropped_before_or_after_the_kill_are_a_failure(tables, broken, capsys):
+    assert broken({"older_than_folded": 1}, {"droppedDueToLateness": 2_000}) == 1
+    assert broken({"older_than_folded": 1}, {"older_than_folded": 2}) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "The job dropped rows: droppedDueToLateness is 2,000, not 0.",
+        "The job dropped rows: older_than_folded is 1, not 0.",
+        "The job dropped rows: older_than_folded is 3, not 0.",
+    ]
+
+
+def test_wrong_rows_are_a_failure(tables, broken, capsys):
+    assert broken({}, {}, wrong=1) == 1
+    assert capsys.readouterr().err == "The tables differ from the truth.\n"

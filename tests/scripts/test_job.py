@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from scripts import job
 from scripts.job import main
+from tests.rest_metrics import counting
 
 
 class FakeFlink:
@@ -222,3 +224,11 @@ def test_the_store_lies_in_the_platform_folder(monkeypatch, capsys, flink):
     assert capsys.readouterr().err == (
         f"no job was stopped from here: there is no {Path('/nowhere/at/all/savepoint')}\n"
     )
+
+
+def test_counters_are_printed_by_name(monkeypatch, capsys):
+    names = {"beam_pipelines_read": 9, "beam_pipelines_rows_written_lake": 8, "numRecordsIn": 7}
+    cluster = counting(monkeypatch, X_droppedDueToLateness=1, **names)
+    monkeypatch.setattr(job, "Cluster", lambda url: cluster)
+    assert main(["counters"]) == 0
+    assert capsys.readouterr().out == "droppedDueToLateness 1\nread 9\nrows_written.lake 8\n"

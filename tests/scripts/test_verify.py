@@ -11,6 +11,7 @@ from beam_pipelines.kernels.ndjson import NdjsonDecoder
 from beam_pipelines.model.activity import ACTIVITY
 from scripts import verify
 from scripts.verify import Check, Mark, Report, WrongState
+from tests.rest_metrics import counting
 
 AT = datetime(2026, 1, 5, 9, 30, 20, tzinfo=UTC)
 
@@ -190,6 +191,22 @@ def test_a_job_without_a_checkpoint_fails():
         verify.checkpoint_state(checkpoints(), 1_000)
 
 
+def test_a_job_that_dropped_nothing_passes(monkeypatch):
+    cluster = counting(monkeypatch, beam_pipelines_read=9, beam_pipelines_older_than_folded=0)
+    assert verify.nothing_lost(cluster) == "none since the job was started or restarted"
+
+
+def test_rows_that_a_stage_or_the_runner_dropped_are_a_failure(report, lines, monkeypatch):
+    dropped = {"beam_pipelines_older_than_folded": 3, "Some_Runner_droppedDueToLateness": 1_200}
+    cluster = counting(monkeypatch, **dropped)
+    assert not report.run(verify.loss_check(cluster))
+    assert lines == [
+        "FAIL  dropped rows: droppedDueToLateness 1,200, older_than_folded 3 of activity-a, "
+        "since it was started or restarted\n"
+        "      → the tables lack them, the lake has them: see docs/runbook.md"
+    ]
+
+
 def test_a_cluster_without_a_taskmanager_fails():
     with pytest.raises(WrongState, match="no TaskManager"):
         verify.slots({"slots-total": 0})
@@ -327,7 +344,7 @@ def test_a_place_that_is_not_named_is_misuse(variables, monkeypatch, capsys, var
     assert said in capsys.readouterr().err
 
 
-def run_main(monkeypatch, platform, job):
+def run_main(monkeypatch, platform, job, lost=False):
     sent = []
 
     def state(passes):
@@ -339,6 +356,7 @@ def run_main(monkeypatch, platform, job):
 
     monkeypatch.setattr(verify, "platform_checks", lambda places: state(platform))
     monkeypatch.setattr(verify, "job_checks", lambda flink: state(job))
+    monkeypatch.setattr(verify, "loss_check", lambda flink: state(not lost)[0])
     monkeypatch.setattr(verify, "verify_arrivals", lambda *given: sent.append(given))
     return verify.main([]), len(sent)
 
@@ -348,10 +366,22 @@ def test_an_event_is_sent_where_all_is_there(variables, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "all passed"
 
 
+def test_a_job_that_drops_rows_is_a_failure_though_the_event_arrives(
+    variables, monkeypatch, capsys
+):
+    assert run_main(monkeypatch, True, True, lost=True) == (1, 1)
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "FAIL  it: is down",
+        "      → -",
+        "1 failed",
+    ]
+
+
 @pytest.mark.parametrize(("platform", "job"), [(False, True), (True, False)])
 def test_no_event_is_sent_where_something_is_missing(variables, monkeypatch, capsys, platform, job):
     assert run_main(monkeypatch, platform, job) == (1, 0)
-    assert capsys.readouterr().out.splitlines()[-2:] == [
+    assert capsys.readouterr().out.splitlines()[-3:] == [
         "skip  no event was sent: something that it needs is missing",
+        "pass  it: is there",
         "1 failed",
     ]

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from stack import Stack, StackError
 from stack import __main__ as command
 
 
@@ -21,12 +22,13 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "REPOSITORY", tmp_path)
     monkeypatch.setattr(command.java, "java", lambda: "java")
     monkeypatch.setattr(command.java, "maven", lambda: "mvn")
+    monkeypatch.setattr(command.downloads, "job_server_parts", lambda settings: ran.append("sums"))
     monkeypatch.setattr(command.downloads, "run", lambda argv, what: ran.append(argv))
     return tmp_path / "runners/flink", ran
 
 
 def test_a_job_server_that_is_younger_than_its_sources_stays(repository, capsys):
-    command._build_flink(None, None)
+    command._build_flink(Stack(), None)
     assert repository[1] == []
     assert "is there already" in capsys.readouterr().out
 
@@ -35,12 +37,25 @@ def test_a_job_server_that_is_younger_than_its_sources_stays(repository, capsys)
 def test_it_is_built_anew_when_a_source_has_changed(repository, name):
     folder, ran = repository
     os.utime(folder / name, (4, 4))
-    command._build_flink(None, None)
-    assert ran == [["mvn", "-B", "-q", "-f", str(folder / "pom.xml"), "package"]]
+    command._build_flink(Stack(), None)
+    assert ran == ["sums", ["mvn", "-B", "-q", "-f", str(folder / "pom.xml"), "package"]]
 
 
 def test_it_is_built_where_there_is_none(repository):
     folder, ran = repository
     (folder / "target/beam-flink-job-server.jar").unlink()
-    command._build_flink(None, None)
-    assert len(ran) == 1
+    command._build_flink(Stack(), None)
+    assert len(ran) == 2
+
+
+def test_it_is_not_built_of_jars_that_are_not_those_that_are_locked(repository, monkeypatch):
+    folder, ran = repository
+
+    def refuse(settings):
+        raise StackError("a.jar has SHA-256 0, expected 1")
+
+    monkeypatch.setattr(command.downloads, "job_server_parts", refuse)
+    (folder / "target/beam-flink-job-server.jar").unlink()
+    with pytest.raises(StackError, match="expected 1"):
+        command._build_flink(Stack(), None)
+    assert ran == []

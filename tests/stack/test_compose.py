@@ -9,6 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from beam_pipelines.options import parse
+from stack.cassandra import ALONE, CONTAINER_YAML, container_yaml, node_yaml
 from stack.flink import flat_yaml
 from stack.kafka import broker_properties
 from stack.settings import Settings, versions
@@ -28,6 +29,20 @@ OF_THE_PLACE = {
     "listener.security.protocol.map",
     "listeners",
     "log.dirs",
+}
+
+OF_THE_NODES_PLACE = {
+    "listen_address",
+    "rpc_address",
+    "storage_port",
+    "ssl_storage_port",
+    "native_transport_port",
+    "seed_provider",
+    "data_file_directories",
+    "commitlog_directory",
+    "saved_caches_directory",
+    "hints_directory",
+    "cdc_raw_directory",
 }
 
 
@@ -76,9 +91,10 @@ def test_this_machine_finds_everything_at_the_ports_of_the_stack():
     assert published("cassandra") == {ports["cassandra"]["native"]: 9042}
     assert published("jobmanager") == {
         ports["flink"]["rest"]: 8081,
-        ports["flink"]["prometheus_jobmanager"]: 9249,
+        VERSIONS["flink"]["compose_ports"]["prometheus_jobmanager"]: 9249,
     }
-    assert published("taskmanager") == {ports["flink"]["prometheus_taskmanager"]: 9249}
+    prometheus = VERSIONS["flink"]["compose_ports"]["prometheus_taskmanager"]
+    assert published("taskmanager") == {prometheus: 9249}
     advertised = SERVICES["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
     assert f"HOST://127.0.0.1:{ports['kafka']['broker']}" in advertised.split(",")
 
@@ -127,6 +143,45 @@ def test_the_databases_have_the_names_and_memory_of_the_stack():
     )
     assert SERVICES["cassandra"]["environment"]["MAX_HEAP_SIZE"] == f"{cassandra['heap_mb']}M"
     assert f" {cassandra['keyspace']}\n" in (ROOT / "sql/cassandra.cql").read_text()
+
+
+def mounted(service):
+    """Return the files of the repository that a service sees: path in it → file."""
+    pairs = [each.split(":") for each in SERVICES[service]["volumes"] if each.startswith("./")]
+    return {inside: ROOT / source for source, inside, _ in pairs}
+
+
+def test_cassandra_is_configured_as_the_stack_does_it_but_for_its_place():
+    options = SERVICES["cassandra"]["environment"]["JVM_EXTRA_OPTS"].split()
+    own = "-Dcassandra.config=file://"
+    assert set(options) - {each for each in options if each.startswith(own)} == set(ALONE)
+    (path,) = [each.removeprefix(own) for each in options if each.startswith(own)]
+    assert mounted("cassandra")[path] == CONTAINER_YAML
+    read = YAML(typ="safe").load
+    heap_mb = VERSIONS["cassandra"]["heap_mb"]
+    here = read(node_yaml(VERSIONS["cassandra"]["ports"], Path("/stack"), heap_mb))
+    there = read(CONTAINER_YAML)
+    assert there["commitlog_sync"] == "batch"
+    differing = {key for key in here.keys() | there.keys() if here.get(key) != there.get(key)}
+    assert differing <= OF_THE_NODES_PLACE
+    assert {there[f"{kind}_address"] for kind in ("listen", "rpc")} == {"cassandra"}
+    assert there["native_transport_port"] == 9042
+    folders = [there["commitlog_directory"], *there["data_file_directories"]]
+    assert all(folder.startswith("/var/lib/cassandra/") for folder in folders)
+    assert CONTAINER_YAML.read_text() == container_yaml()
+
+
+def test_each_image_is_built_by_one_service_and_pulled_by_none():
+    images = {
+        service["image"] for service in SERVICES.values() if "beam_pipelines" in service["image"]
+    }
+    for image in images:
+        users = [each for each in SERVICES.values() if each["image"] == image]
+        builders = [each for each in users if "build" in each]
+        assert len(builders) == 1, image
+        others = [each for each in users if each not in builders]
+        assert {each["pull_policy"] for each in others} <= {"never"}
+    assert len(images) == len(DOCKERFILES)
 
 
 def test_flink_has_the_memory_and_slots_of_the_stack():

@@ -1,6 +1,10 @@
 import hashlib
+import os
+import re
+import subprocess
 import tomllib
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
@@ -61,7 +65,7 @@ def test_a_download_that_is_not_what_was_locked_is_refused_by_name(
 
 def test_everything_that_is_downloaded_is_locked():
     services = {name.partition("/")[0] for name in downloads.locked()}
-    assert services == {"kafka", "postgres", "cassandra", "flink"}
+    assert services == {"kafka", "postgres", "cassandra", "flink", "job-server"}
     assert all(len(digest) == 64 for digest in downloads.locked().values())
 
 
@@ -72,6 +76,67 @@ def test_the_lock_is_of_the_versions_in_use():
             _, artifact, version = coordinates.split(":")
             assert f"{service}/{artifact}-{version}.jar" in downloads.locked()
     assert f"flink/{parts['flink']['pip'].replace('==', '-')}.tar.gz" in downloads.locked()
+
+
+def test_the_job_server_is_made_of_what_is_locked_only(settings, monkeypatch):
+    name = "job-server/org.some.a-1.jar"
+    jar = b"jar"
+    monkeypatch.setattr(downloads, "maven", lambda: "mvn")
+    monkeypatch.setattr(downloads, "locked", lambda: {name: JAR, "kafka/a.jar": "0"})
+
+    def copied(command, what):
+        (folder,) = [each.split("=")[1] for each in command if "outputDirectory" in each]
+        assert command[:5] == ["mvn", "-B", "-q", "-f", str(downloads.JOB_SERVER_POM)]
+        Path(folder, name.partition("/")[2]).write_bytes(jar)
+
+    monkeypatch.setattr(downloads, "run", copied)
+    downloads.job_server_parts(settings)
+    jar = b"JAR"
+    with pytest.raises(StackError, match=rf"^{name} has SHA-256 [0-9a-f]{{64}}, expected {JAR}"):
+        downloads.job_server_parts(settings)
+    assert list(settings.cache.iterdir()) == []
+
+
+def test_the_lock_has_the_job_server_of_the_pom():
+    pom = downloads.JOB_SERVER_POM.read_text()
+    version, line = (
+        pom.partition(f"<{name}>")[2].partition("<")[0] for name in ("beam.version", "flink.line")
+    )
+    runner = f"job-server/org.apache.beam.beam-runners-flink-{line}-{version}.jar"
+    assert runner in downloads.locked()
+
+
+def test_the_image_checks_the_sums_before_it_builds_the_job_server(tmp_path):
+    """As its Dockerfile does it, with a Maven that only copies."""
+    dockerfile = (REPOSITORY / "runners/flink/pipeline.Dockerfile").read_text()
+    (script,) = re.findall(r"^RUN (mvn .+? && \\\n.+?package)$", dockerfile, re.M | re.S)
+    plugin = Settings(tmp_path, tmp_path).of("maven")["dependency-plugin"]
+    assert f" {plugin}:copy-dependencies " in script
+    bin_, files = tmp_path / "bin", tmp_path / "target/dependencies"
+    bin_.mkdir()
+    (bin_ / "mvn").write_text("#!/bin/sh\ncase $* in *package) touch built;; esac\n")
+    (bin_ / "mvn").chmod(0o755)
+    files.mkdir(parents=True)
+    (tmp_path / "checksums.txt").write_text(f"{JAR}  job-server/a.jar\n{'0' * 64}  kafka/b.jar\n")
+
+    def builds(**contents):
+        for path in (*files.iterdir(), tmp_path / "built"):
+            path.unlink(missing_ok=True)
+        for name, content in contents.items():
+            (files / f"{name}.jar").write_bytes(content)
+        done = subprocess.run(
+            ["sh", "-c", script],
+            cwd=tmp_path,
+            env={"PATH": f"{bin_}:{os.environ['PATH']}"},
+            capture_output=True,
+        )
+        assert (tmp_path / "built").exists() == (done.returncode == 0)
+        return done.returncode == 0
+
+    assert builds(a=b"jar")
+    assert not builds(a=b"JAR")
+    assert not builds()
+    assert not builds(a=b"jar", b=b"jar")
 
 
 def test_a_pom_depends_on_what_it_was_given():

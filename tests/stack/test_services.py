@@ -8,6 +8,7 @@ from stack import Stack, StackError
 from stack.__main__ import main
 from stack.cassandra import node_yaml, statements
 from stack.flink import CONF, JobManager, TaskManager, flat_yaml
+from stack.flink import local as local_configuration
 from stack.kafka import broker_properties
 from stack.service import Service
 from stack.settings import HOST, Settings
@@ -169,10 +170,9 @@ def test_a_taskmanager_is_configured_like_production_but_for_its_place(settings)
     production = flat_yaml((CONF / "config.yaml").read_text())
     manager = TaskManager(settings)
     manager.folder.mkdir()
-    local = {**production, **manager.overrides()}
+    local = {**local_configuration(production), **manager.overrides()}
     assert local["taskmanager.resource-id"].startswith("taskmanager-")
     assert local["rest.port"] == "28081"
-    assert local["metrics.reporter.prometheus.port"] == '"29250"'
     assert local["state.checkpoints.dir"] == f"file://{settings.home}/flink/checkpoints"
     kept = (
         "state.backend.type",
@@ -188,6 +188,13 @@ def test_a_taskmanager_is_configured_like_production_but_for_its_place(settings)
     ]
 
 
+def test_no_reporter_listens_here_as_it_would_on_all_interfaces(settings):
+    production = flat_yaml((CONF / "config.yaml").read_text())
+    left_out = production.keys() - local_configuration(production).keys()
+    assert left_out == {key for key in production if key.startswith("metrics.reporter.")} != set()
+    assert not any("reporter" in key for key in JobManager(settings).overrides())
+
+
 def test_the_default_memory_is_that_of_production(settings):
     production = flat_yaml((CONF / "config.yaml").read_text())
     in_mib = {"5g": "5120m", "1g": "1024m"}
@@ -198,7 +205,7 @@ def test_the_default_memory_is_that_of_production(settings):
 
 def test_every_override_is_of_a_setting_that_production_has(settings):
     production = flat_yaml((CONF / "config.yaml").read_text())
-    only_here = {"taskmanager.host", "io.tmp.dirs"}
+    only_here = {"taskmanager.host", "io.tmp.dirs", "metrics.fetcher.update-interval"}
     assert JobManager(settings).overrides().keys() - production.keys() == only_here
 
 
