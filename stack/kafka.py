@@ -51,8 +51,8 @@ class Kafka(Service):
             run(
                 [
                     *(java(), "-Xmx128m", "-XX:TieredStopAtLevel=1", "-cp", self._classpath),
-                    *("kafka.tools.StorageTool", "format", "--cluster-id", cluster),
-                    *("--config", str(properties)),
+                    *("kafka.tools.StorageTool", "format", "--config", str(properties)),
+                    f"--cluster-id={cluster}",  # one word: an id may begin with a hyphen
                 ],
                 what="formatting Kafka's storage",
             )
