@@ -190,7 +190,7 @@ def test_an_endless_run_may_follow_one_up_to_the_end_if_it_judges_alike(
 ):
     monkeypatch.setattr(activity, "start", lambda *_: 0)
     monkeypatch.setattr(activity.flink, "options_for", lambda *_: [])
-    monkeypatch.setattr(activity, "run", lambda *_: {"broken_laws": []})
+    monkeypatch.setattr(activity, "run", lambda *_: {"broken_laws": [], "misread": {}})
     monkeypatch.setenv("DATABASE", "postgresql://a@b/c")
     topics = (
         *("--input=kafka:views", "--kafka_bootstrap_servers=localhost:1"),

@@ -36,7 +36,7 @@ def test_other_field_names_fail_the_run_and_the_flag_it_guesses_mends_it(tmp_pat
     assert told_by(capsys) == [
         "This run can't be used: none of 20 records was accepted, and 20 are invalid.",
         "  most often  missing_field (20 times): event_time is missing; it must be an RFC 3339 "
-        "text or an integer of epoch milliseconds",
+        "text or an integer of milliseconds since 1970",
         f'  a sample    {tmp_path}/in, partition 0, offset 0: {{"ts": '
         '"2026-01-05T09:00:00.000000+00:00", "uid": "u-0", "url": "/a", "type": "click"}',
         "  a guess     the records have ts, uid, url, type: "

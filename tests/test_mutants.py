@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.collected import missing
 from tests.mutants.__main__ import main
 from tests.mutants.run import read
 
@@ -101,10 +102,12 @@ def test_a_patch_without_a_head_is_misuse(project, capsys):
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
-def test_every_mutant_applies_and_names_a_test_that_is_there(patch):
-    file, _, name = read(patch).test.partition("::")
-    assert f"def {name.rpartition('::')[2].partition('[')[0]}(" in (ROOT / file).read_text()
+def test_every_mutant_applies(patch):
     done = subprocess.run(
         ["git", "apply", "--check", str(patch)], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_every_mutant_names_a_test_that_is_there():
+    assert missing(read(patch).test for patch in PATCHES) == set()

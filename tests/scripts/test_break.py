@@ -233,6 +233,8 @@ def broken(monkeypatch):
             checkpoints=lambda job: {"latest": {"completed": checkpoint}},
         )
         restored = {"id": 5, "state_size": 100, "restore_timestamp": 0}
+        database = SimpleNamespace(close=lambda: None)
+        monkeypatch.setattr(breaking, "_connected", lambda secret: database)
         monkeypatch.setattr(breaking, "_kill_a_worker", lambda stack: 1)
         monkeypatch.setattr(breaking, "_await_restored", lambda *given: restored)
         monkeypatch.setattr(breaking, "SETTLE_S", 0)

@@ -179,5 +179,5 @@ def plain(elements):
     return rows
 
 
-def span(start, end, last=False, range_start=0, range_end=RANGE, partition=0):
-    return Span("views", partition, range_start, range_end, start, end, last)
+def span(start, end, last=False, range_start=0, range_end=RANGE, partition=0, open=False):
+    return Span("views", partition, range_start, range_end, start, end, last, open)

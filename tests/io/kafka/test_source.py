@@ -144,7 +144,7 @@ def test_latest_is_when_the_job_was_submitted_however_often_it_starts(cluster, m
     pipeline = beam.Pipeline(FnApiRunner())
     found = pipeline | views(until_end=True, start="latest")
     offsets = found | beam.ParDo(_PlainFn()).with_output_types(object)
-    assert_that(offsets, equal_to([(span(2, 3, last=True, range_start=2), [2], [4])]))
+    assert_that(offsets, equal_to([(span(2, 3, last=True, range_start=2, open=True), [2], [4])]))
     for _ in range(2):
         pipeline.run().wait_until_finish()
         broker.go(60)
