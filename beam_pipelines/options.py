@@ -19,6 +19,7 @@ from beam_pipelines.config import (
 )
 from beam_pipelines.flink import JOB_SERVER_FLAGS
 from beam_pipelines.kernels.key_groups import MAX_PARALLELISM
+from beam_pipelines.kernels.rfc3339 import EPOCH_SECONDS, from_epoch_ms_one
 from beam_pipelines.model.activity import ACTIVITY, EVENT_TYPES
 from beam_pipelines.model.hash_key import HashKey
 from beam_pipelines.model.records import MAX_EVENT_TIME_US, MIN_EVENT_TIME_US
@@ -448,6 +449,11 @@ def _pairs(flag: str, value: str) -> dict[str, str]:
 def _micros(flag: str, value: str) -> int:
     if re.fullmatch(r"-?\d+", value):
         micros = int(value) * 1000
+        if from_epoch_ms_one(int(value))[1] == EPOCH_SECONDS:
+            raise ValueError(
+                f"{flag}={value} looks like seconds since 1970; it takes milliseconds: "
+                f"{flag}={int(value) * 1000}"
+            )
     else:
         try:
             instant = datetime.fromisoformat(value)

@@ -4,16 +4,15 @@ A list that grows: whoever finds a new one adds it here, and `tests/integration/
 sends it through files and through the endless graph on Flink.
 """
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from beam_pipelines.kernels.hashing import hash_strings
-from tests.murmur import text_with_hash, texts_with_hashes
+from tests.murmur import hash_of, texts_of, twin_of
 
 VICTIM = "victim"
 """An honest user, whose events and sessions strangers aim at."""
@@ -40,13 +39,9 @@ def _event(
     return json.dumps(known | more, ensure_ascii=False).encode()
 
 
-def _hash(text: str) -> int:
-    return int(hash_strings(pa.array([text]))[0])
-
-
 def _twin_of_the_victim(now_us: int) -> Iterator[Record]:
     """A user whose hash is the victim's, and who ends the session."""
-    twin = text_with_hash(_hash(VICTIM), np.random.default_rng(1))
+    twin = twin_of(VICTIM)
     yield _event(now_us + 1_500_000, twin, event_id="twin-1")
     yield _event(now_us + 1_600_000, twin, kind="session_end", event_id="twin-2")
 
@@ -55,8 +50,8 @@ def _hashes_that_hide_a_name(now_us: int) -> Iterator[Record]:
     """Two users whose hashes differ by the mixes of their events' minutes."""
     first, second = now_us // _MINUTE_US, now_us // _MINUTE_US - 1
     user = "hides"
-    mixed = _hash(user) ^ (first * _GOLDEN & _MASK) ^ (second * _GOLDEN & _MASK)
-    other = text_with_hash(mixed, np.random.default_rng(2))
+    mixed = hash_of(user) ^ (first * _GOLDEN & _MASK) ^ (second * _GOLDEN & _MASK)
+    (other,) = texts_of([mixed], seed=2)
     yield _event(now_us, user, event_id="hides-1")
     yield _event(now_us - _MINUTE_US, other, event_id="hides-2")
 
@@ -64,23 +59,19 @@ def _hashes_that_hide_a_name(now_us: int) -> Iterator[Record]:
 def _all_registers_full(now_us: int) -> Iterator[Record]:
     """A user for each register of the sketch, of the greatest rank."""
     targets = np.arange(4096, dtype=np.uint64) << np.uint64(52)
-    users = texts_with_hashes(targets, np.random.default_rng(3))
-    for number, user in enumerate(users):
+    for number, user in enumerate(texts_of(targets, seed=3)):
         yield _event(now_us, user, kind="click", event_id=f"register-{number}")
 
 
 def _one_home(now_us: int) -> Iterator[Record]:
     """Users and ids whose hashes share their high bits, so that tables crowd."""
     low = np.random.default_rng(4).integers(1, 1 << 40, 2_000, dtype=np.uint64)
-    texts = texts_with_hashes(low | np.uint64(0xABCDEF << 40), np.random.default_rng(5))
-    for text in texts:
+    for text in texts_of(low | np.uint64(0xABCDEF << 40), seed=5):
         yield _event(now_us, text, kind="click", event_id=text)
 
 
 def _names_that_shorten_alike(now_us: int) -> Iterator[Record]:
     """Long texts, and the texts of what they were shortened to."""
-    import hashlib
-
     for length in (1_999, 2_000, 2_001, 2_500, 100_000):
         text = "/" + "ä" * (length // 2) + "b" * (length % 2)
         yield _event(now_us, "long", text, event_id=f"long-{length}")

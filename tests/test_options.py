@@ -138,6 +138,14 @@ def test_any_other_as_of_is_misuse(capsys, as_of):
     assert misuse(capsys, f"--as_of={as_of}").startswith(f"--as_of={as_of} is")
 
 
+@pytest.mark.parametrize("flag", ["--as_of", "--kafka_start"])
+def test_a_time_that_looks_like_seconds_is_misuse(capsys, flag):
+    assert misuse(capsys, f"{flag}=1767603600") == (
+        f"{flag}=1767603600 looks like seconds since 1970; it takes milliseconds: "
+        f"{flag}=1767603600000"
+    )
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -4,13 +4,13 @@ from datetime import UTC, datetime, timedelta
 from numbers import Integral
 from typing import Any
 
-from beam_pipelines.kernels.rfc3339 import OK, parse_one
+from beam_pipelines.kernels.rfc3339 import OK, SECONDS_TO, parse_one
 from beam_pipelines.model.records import MAX_EVENT_TIME_US, MIN_EVENT_TIME_US
 
 UNITS_NS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 """Units of integers since 1970, in nanoseconds."""
 
-EARLIEST_MS = 10**11
+EARLIEST_MS = SECONDS_TO
 """1973-03-03, in ms. Integers nearer to 1970 are refused: they look like a coarser unit, as
 all of today's times do when seconds are taken for ms."""
 

@@ -171,7 +171,8 @@ class Topics:
             if error is not None:
                 failures.append(error)
 
-        producer = Producer({"bootstrap.servers": self.servers, "acks": "all"})
+        settings = {"acks": "all", "message.max.bytes": 10_000_000}  # the topic decides
+        producer = Producer({"bootstrap.servers": self.servers, **settings})
         for key, value in records:
             producer.produce(name, value=value, key=key, on_delivery=delivered)
             producer.poll(0)

@@ -69,6 +69,9 @@ SELECT
         END
         -- Nine to eleven digits: as milliseconds 1970 to 1973, as seconds any time since.
         WHEN regexp_full_match(time_token, '[1-9][0-9]{8,10}') THEN 'epoch_seconds'
+        -- Python takes longer integers for infinite ones.
+        WHEN regexp_full_match(time_token, '-?[0-9]+') AND length(ltrim(time_token, '-')) > 4300
+            THEN 'bad_number'
         WHEN regexp_full_match(time_token, '-?[0-9]+') THEN NULL
         WHEN time_type = 'DOUBLE' AND NOT isfinite(coalesce(try_cast(time_token AS DOUBLE), 'inf'))
             THEN 'bad_number'

@@ -38,8 +38,8 @@ def murmur_hash_64a(data: bytes) -> int:
     return h
 
 
-def estimate(values: Iterable[str]) -> int:
-    """Estimate how many distinct texts there are."""
+def estimate(values: Iterable[str]) -> float:
+    """Estimate how many distinct texts there are: a whole number, or without bound."""
     registers: dict[int, int] = {}
     for value in values:
         h = murmur_hash_64a(value.encode())
@@ -47,7 +47,8 @@ def estimate(values: Iterable[str]) -> int:
         rest = h & ((1 << HASH_BITS_FOR_RANK) - 1)
         rank = HASH_BITS_FOR_RANK - rest.bit_length() + 1  # leading zeros + 1
         registers[register] = max(rank, registers.get(register, 0))
-    return round(improved_estimate(registers))
+    estimated = improved_estimate(registers)
+    return round(estimated) if math.isfinite(estimated) else estimated
 
 
 def improved_estimate(registers: dict[int, int]) -> float:
@@ -62,7 +63,7 @@ def improved_estimate(registers: dict[int, int]) -> float:
     z = m * _sigma((m - len(registers)) / m)
     z += sum(with_rank[k] * 2.0**-k for k in range(1, q + 1))
     z += m * _tau(1 - with_rank[q + 1] / m) * 2.0**-q
-    return m * m / (2 * math.log(2) * z)
+    return m * m / (2 * math.log(2) * z) if z else math.inf
 
 
 def _sigma(x: float) -> float:
