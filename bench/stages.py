@@ -28,7 +28,7 @@ from beam_pipelines.kernels.hashing import hash_strings, hash_with
 from beam_pipelines.kernels.hyperloglog import sketches
 from beam_pipelines.kernels.lateness import judge
 from beam_pipelines.kernels.ndjson import NdjsonDecoder
-from beam_pipelines.kernels.secure_hashing import secure_hashes_of_repeated
+from beam_pipelines.kernels.secure_hashing import RepeatedHashes
 from beam_pipelines.kernels.seen import SeenTable
 from beam_pipelines.kernels.sessions import SESSION_ROWS, SessionRule, first_names, scan
 from beam_pipelines.model.activity import (
@@ -149,7 +149,7 @@ def _count_users(inputs: Inputs) -> None:
 
 def _sessionize(inputs: Inputs) -> None:
     rows = _joined(inputs.events)
-    keys, times = secure_hashes_of_repeated(rows["user_id"]), micros(rows["event_time"])
+    keys, times = RepeatedHashes()(rows["user_id"]), micros(rows["event_time"])
     names = first_names(keys, times // _MINUTE_US, rows["user_id"])
     kinds = rows["event_type"].indices
     reduced = pa.RecordBatch.from_arrays(

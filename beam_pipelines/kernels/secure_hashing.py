@@ -7,7 +7,7 @@ of a million, 2⁴⁴. With a key, whoever doesn't know it can't even try.
 """
 
 import hashlib
-from itertools import pairwise
+from itertools import pairwise, repeat
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 from beam_pipelines.kernels.hashing import hash_strings
 
 _HASH_BYTES = 8
+_REMEMBERED = 1 << 16  # texts, of which each takes some 200 bytes at most
+_REMEMBERED_BYTES = 64  # longer ones are hashed anew
 
 
 def secure_hashes(
@@ -50,15 +52,54 @@ def secure_hashes(
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
-def secure_hashes_of_repeated(
-    texts: pa.Array, key: bytes = b"", purpose: bytes = b""
-) -> np.ndarray:
-    """Return `secure_hashes`, computed once for most texts that occur often."""
-    first = _first_rows(texts)
-    hashed = np.flatnonzero(first == np.arange(len(texts)))
-    hashes = np.empty(len(texts), np.uint64)
-    hashes[hashed] = secure_hashes(texts.take(pa.array(hashed)), key, purpose)
-    return hashes[first]
+class RepeatedHashes:
+    """`secure_hashes` of texts that occur often: each is hashed once, and remembered.
+
+    The result is the same, whatever is remembered. Python's dictionary hashes with a secret
+    of its own, so texts that were made to collide cost no more than others.
+
+    Args:
+      key: As for `secure_hashes`.
+      purpose: Likewise.
+    """
+
+    def __init__(self, key: bytes = b"", purpose: bytes = b"") -> None:
+        self._key, self._purpose = key, purpose
+        self._known: dict[bytes, bytes] = {}
+
+    def __call__(self, texts: pa.Array) -> np.ndarray:
+        """Hash each text; returns uint64, one per row."""
+        first = _first_rows(texts)
+        hashed = np.flatnonzero(first == np.arange(len(texts)))
+        hashes = np.empty(len(texts), np.uint64)
+        hashes[hashed] = self._of_few(texts.take(pa.array(hashed)))
+        return hashes[first]
+
+    def _of_few(self, texts: pa.Array) -> np.ndarray:
+        spelled = _spelled(texts)
+        found = list(map(self._known.get, spelled, repeat(b"")))
+        new = [row for row, digest in enumerate(found) if not digest]
+        if new:
+            hashes = secure_hashes(texts.take(pa.array(new)), self._key, self._purpose)
+            digests = hashes.astype("<u8").tobytes()
+            if len(self._known) + len(new) > _REMEMBERED:
+                self._known.clear()
+            for number, row in enumerate(new):
+                found[row] = digest = digests[_HASH_BYTES * number : _HASH_BYTES * (number + 1)]
+                if len(spelled[row]) <= _REMEMBERED_BYTES and len(self._known) < _REMEMBERED:
+                    self._known[spelled[row]] = digest
+        return np.frombuffer(b"".join(found), "<u8").astype(np.uint64)
+
+
+def _spelled(texts: pa.Array) -> list[bytes]:
+    """Return the bytes of each text; of a null, none."""
+    _, offsets_buffer, data_buffer = texts.buffers()
+    if len(texts) == 0:
+        return []
+    offsets = np.frombuffer(offsets_buffer, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    start = int(offsets[0])
+    data = b"" if data_buffer is None else data_buffer[start : int(offsets[-1])].to_pybytes()
+    return [data[begin:end] for begin, end in pairwise((offsets - start).tolist())]
 
 
 def _first_rows(texts: pa.Array) -> np.ndarray:

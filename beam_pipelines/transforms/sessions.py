@@ -11,7 +11,7 @@ from apache_beam.typehints import typehints
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines.kernels.columns import micros
-from beam_pipelines.kernels.secure_hashing import secure_hashes_of_repeated
+from beam_pipelines.kernels.secure_hashing import RepeatedHashes
 from beam_pipelines.kernels.sessions import SESSION_ROWS, SessionRule, first_names, scan
 from beam_pipelines.kernels.texts import short_field, short_texts
 from beam_pipelines.model.batches import BatchOf, lateness_of, values_of
@@ -128,11 +128,11 @@ class _ByKeyFn(GatheringFn):
         self.hash_key = hash_key
 
     def setup(self) -> None:
-        self._key = key_of(self.hash_key)
+        self._hashes = RepeatedHashes(key_of(self.hash_key), _PURPOSE)
 
     def work(self, rows: pa.RecordBatch, earliest: Timestamp) -> Iterator:
         names = rows.column(1)
-        keys = secure_hashes_of_repeated(names, self._key, _PURPOSE)  # of whole names
+        keys = self._hashes(names)  # of whole names
         kinds: Any = np.zeros(len(rows), np.int8)
         if rows.num_columns > 2:
             kinds = rows.column(2).indices.fill_null(_NO_MARKER)
