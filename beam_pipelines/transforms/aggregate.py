@@ -6,6 +6,7 @@ Beam sees one columnar partial per (shard, slice of time), never one element per
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import apache_beam as beam
@@ -352,9 +353,9 @@ def _dense(batches: list[pa.RecordBatch]) -> tuple[np.ndarray, int]:
     """Merge sketches; returns all registers, and the rows they were made of."""
     sketch, rows = np.zeros(hyperloglog.REGISTERS, np.uint8), 0
     for batch in batches:
-        for row in range(len(batch)):
-            register, rank = (batch[name][row].values for name in ("register", "rank"))
-            hyperloglog.merge(sketch, register.to_numpy(), rank.to_numpy())
+        register, rank = (batch[name].values.to_numpy() for name in ("register", "rank"))
+        for start, end in pairwise(batch["register"].offsets.to_numpy().tolist()):
+            hyperloglog.merge(sketch, register[start:end], rank[start:end])
         rows += int(batch["rows"].to_numpy().sum())
     return sketch, rows
 
